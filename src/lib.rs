@@ -1,0 +1,4 @@
+//! DPP, the Decision Pack Platform: paid units of work for programs, each with a hard price cap.
+
+pub mod domain;
+pub mod pack;

@@ -1,0 +1,2 @@
+//! The `dpp` binary.
+fn main() {}

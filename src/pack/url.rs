@@ -1,0 +1,1 @@
+//! Fetches and analyses a public web page.
