@@ -1,4 +1,9 @@
 //! DPP, the Decision Pack Platform: paid units of work for programs, each with a hard price cap.
 
 pub mod domain;
+pub mod budget;
 pub mod pack;
+pub mod queue;
+pub mod results;
+pub mod store;
+pub mod wire;

@@ -1,0 +1,25 @@
+--[[
+  Follows the ledger: ends a run's hold, keeps what was charged and returns the rest.
+
+  KEYS    as in reserve-4.lua
+  ARGV[1] run id      ARGV[2] micros charged, negated ("0" for nothing)
+  Reply   {"settled"} | {"gone"}
+  Again   A second call finds no hold, changes nothing and replies "gone". So does a call that comes
+          after a rebuild: the rebuilt budget holds the charge already.
+]]
+local held = redis.call('HGET', KEYS[2], ARGV[1])
+if not held then
+  return {'gone'}
+end
+local admit = redis.call('HGET', KEYS[3], ARGV[1])
+if admit then
+  local fingerprint = string.match(admit, '^%S+')
+  if redis.call('HGET', KEYS[4], fingerprint) == ARGV[1] then
+    redis.call('HDEL', KEYS[4], fingerprint)
+  end
+end
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+redis.call('HINCRBY', KEYS[1], 'available', held)
+redis.call('HINCRBY', KEYS[1], 'available', ARGV[2])
+return {'settled'}

@@ -1,0 +1,315 @@
+//! Redis: the gate. The only module that knows redis.
+//!
+//! It holds, for each tenant, what can be spent now and the open holds, so that a submit is admitted
+//! or refused in one round trip. It is rebuilt from the ledger whenever it knows nothing, or knew it
+//! in another life: a budget carries the run id of the very server process that it was set on, each
+//! connection knows the run id of the process that it reached, and a restart, a restore or a failover
+//! gives another. No entry ever expires.
+
+mod pool;
+
+use std::{collections::HashMap, sync::LazyLock, time::Duration};
+
+use deadpool_redis::redis::{self, Script};
+use secrecy::SecretString;
+
+use self::pool::{Connection, Pool};
+use crate::domain::{
+    id::{RunId, TenantId},
+    idempotency::PayloadHash,
+    money::UsdMicros,
+    run::Settled,
+};
+
+/// How long one call may take before its outcome counts as unknown.
+const CALL_MAX: Duration = Duration::from_millis(1_500);
+
+/// A failed call to Redis. It may have been applied; every call here can be repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Redis could not be reached or did not answer in time.
+    #[error("Redis is unavailable")]
+    Unavailable(#[source] anyhow::Error),
+    /// Redis answered what no script of ours answers.
+    #[error("Redis answered something unexpected: {0}")]
+    Unexpected(String),
+}
+
+/// What the gate says to a submit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reserve {
+    /// The amount is set aside.
+    Held {
+        /// Under this epoch.
+        epoch: i64,
+        /// For this run: the caller's, or the one under which the same submit is already under way.
+        run_id: RunId,
+    },
+    /// The same key is under way with another payload.
+    Mismatch,
+    /// Not enough is left.
+    Short {
+        /// What is left.
+        available: UsdMicros,
+    },
+    /// Redis does not know the budget; it must be rebuilt.
+    Unknown,
+}
+
+/// One open hold, for a rebuild.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold<'a> {
+    /// The run.
+    pub run_id: RunId,
+    /// What is held.
+    pub amount: UsdMicros,
+    /// The fingerprint of its idempotency key.
+    pub key_fingerprint: &'a str,
+    /// The hash of its request.
+    pub payload: PayloadHash,
+}
+
+/// A tenant's budget as Redis has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// `None` when Redis does not know this budget, or knew it in another life.
+    pub budget: Option<GateBudget>,
+    /// Open holds, whether the budget is known or not.
+    pub holds: HashMap<RunId, GateHold>,
+}
+
+/// What can be spent, by the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateBudget {
+    /// The epoch of its computation.
+    pub epoch: i64,
+    /// What can be spent, in micros; below zero only if something is broken.
+    pub available_usd_micros: i64,
+}
+
+/// A hold, by the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateHold {
+    /// What is held, in micros.
+    pub amount_usd_micros: i64,
+    /// How long it has been there, by Redis' own clock.
+    pub age: Duration,
+}
+
+/// The gate.
+#[derive(Clone)]
+pub struct Budget {
+    pool: Pool,
+}
+
+static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-4.lua")));
+static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle-4.lua")));
+static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/rebuild-4.lua")));
+static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/inspect-3.lua")));
+
+/// The keys of a tenant: one hash tag, so one slot of a cluster.
+struct Keys {
+    budget: String,
+    holds: String,
+    admits: String,
+    keys: String,
+}
+
+impl Keys {
+    fn of(tenant_id: TenantId) -> Self {
+        let key = |name: &str| format!("dpp:{{{tenant_id}}}:{name}");
+        Self { budget: key("budget"), holds: key("holds"), admits: key("admits"), keys: key("keys") }
+    }
+
+    fn all<'a>(&self, script: &'a Script) -> redis::ScriptInvocation<'a> {
+        let mut call = script.prepare_invoke();
+        call.key(&self.budget).key(&self.holds).key(&self.admits).key(&self.keys);
+        call
+    }
+}
+
+impl Budget {
+    /// A gate at `url`; connects when first used.
+    ///
+    /// # Errors
+    /// When the URL is none.
+    pub fn new(url: &SecretString, password: Option<&SecretString>, connections_max: usize) -> anyhow::Result<Self> {
+        Ok(Self { pool: pool::build(url, password, connections_max)? })
+    }
+
+    /// Asks for `amount` of a tenant's budget, in one round trip.
+    ///
+    /// # Errors
+    /// [`Error`]; on [`Error::Unavailable`] the hold may stand.
+    pub async fn reserve(
+        &self,
+        tenant_id: TenantId,
+        run_id: RunId,
+        amount: UsdMicros,
+        key_fingerprint: &str,
+        payload: PayloadHash,
+    ) -> Result<Reserve, Error> {
+        let keys = Keys::of(tenant_id);
+        let reply: Vec<String> = self
+            .call(async |connection| {
+                let mut call = keys.all(&RESERVE);
+                call.arg(&connection.server)
+                    .arg(run_id.to_string())
+                    .arg(amount.get())
+                    .arg(format!("-{}", amount.get()))
+                    .arg(key_fingerprint)
+                    .arg(payload.to_hex());
+                call.invoke_async(&mut connection.redis).await
+            })
+            .await?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["held" | "again", epoch, run_id] => {
+                Ok(Reserve::Held { epoch: number(epoch)?, run_id: run_id.parse().map_err(|_| unexpected(&reply))? })
+            }
+            ["mismatch"] => Ok(Reserve::Mismatch),
+            ["short", available] => {
+                let available = UsdMicros::new(number(available)?.max(0)).map_err(|_| unexpected(&reply))?;
+                Ok(Reserve::Short { available })
+            }
+            ["unknown"] => Ok(Reserve::Unknown),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Follows the ledger after a hold ended there. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`Error`]; it may have been applied, and the reaper repairs it if not.
+    pub async fn settle(&self, settled: &Settled) -> Result<(), Error> {
+        self.end_hold(settled.tenant_id(), settled.run_id(), settled.charge()).await
+    }
+
+    /// Lets go of a hold whose run was never made and can never be: its key belongs to another run.
+    ///
+    /// # Errors
+    /// [`Error`]; it may have been applied, and the reaper repairs it if not.
+    pub async fn let_go(&self, tenant_id: TenantId, run_id: RunId) -> Result<(), Error> {
+        self.end_hold(tenant_id, run_id, UsdMicros::ZERO).await
+    }
+
+    async fn end_hold(&self, tenant_id: TenantId, run_id: RunId, charge: UsdMicros) -> Result<(), Error> {
+        let keys = Keys::of(tenant_id);
+        let reply: Vec<String> = self
+            .call(async |connection| {
+                let mut call = keys.all(&SETTLE);
+                // HINCRBY reads "-0" as no number.
+                let negated = if charge.is_zero() { "0".to_owned() } else { format!("-{}", charge.get()) };
+                call.arg(run_id.to_string()).arg(negated);
+                call.invoke_async(&mut connection.redis).await
+            })
+            .await?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["settled" | "gone"] => Ok(()),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Sets a tenant's budget to what the ledger says under `epoch`. The caller holds the tenant's
+    /// exclusive lock.
+    ///
+    /// # Errors
+    /// [`Error`]; it may have been applied, which is why no epoch is ever used twice.
+    pub async fn rebuild(
+        &self,
+        tenant_id: TenantId,
+        epoch: i64,
+        available: UsdMicros,
+        holds: &[Hold<'_>],
+    ) -> Result<(), Error> {
+        let keys = Keys::of(tenant_id);
+        let reply: Vec<String> = self
+            .call(async |connection| {
+                let mut call = keys.all(&REBUILD);
+                call.arg(epoch).arg(&connection.server).arg(available.get());
+                for hold in holds {
+                    call.arg(hold.run_id.to_string())
+                        .arg(hold.amount.get())
+                        .arg(hold.key_fingerprint)
+                        .arg(hold.payload.to_hex());
+                }
+                call.invoke_async(&mut connection.redis).await
+            })
+            .await?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["set" | "older"] => Ok(()),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Shows a tenant's budget.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn inspect(&self, tenant_id: TenantId) -> Result<Inspection, Error> {
+        type Reply = (String, String, String, u64, Vec<(String, i64)>, Vec<(String, String)>);
+        let keys = Keys::of(tenant_id);
+        let ((epoch, server, available, now_ms, holds, admits), here): (Reply, String) = self
+            .call(async |connection| {
+                let mut call = INSPECT.prepare_invoke();
+                call.key(&keys.budget).key(&keys.holds).key(&keys.admits);
+                let reply: Reply = call.invoke_async(&mut connection.redis).await?;
+                Ok((reply, connection.server.clone()))
+            })
+            .await?;
+        let budget = if epoch.is_empty() || server != here {
+            None
+        } else {
+            Some(GateBudget { epoch: number(&epoch)?, available_usd_micros: number(&available)? })
+        };
+        let admits: HashMap<String, String> = admits.into_iter().collect();
+        let holds = holds
+            .into_iter()
+            .map(|(run_id, amount_usd_micros)| {
+                let admitted_ms =
+                    admits.get(&run_id).and_then(|admit| admit.rsplit(' ').next()?.parse().ok()).unwrap_or(0);
+                let age = Duration::from_millis(now_ms.saturating_sub(admitted_ms));
+                let run = run_id.parse().map_err(|_| Error::Unexpected(format!("a hold of {run_id:?}")))?;
+                Ok((run, GateHold { amount_usd_micros, age }))
+            })
+            .collect::<Result<_, Error>>()?;
+        Ok(Inspection { budget, holds })
+    }
+
+    /// Whether Redis answers.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn ping(&self) -> Result<(), Error> {
+        self.call(async |connection| redis::cmd("PING").query_async::<String>(&mut connection.redis).await)
+            .await
+            .map(drop)
+    }
+
+    /// Runs `work` on a connection, with a limit. A connection that failed or was too slow is closed.
+    async fn call<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Connection) -> Result<T, redis::RedisError>,
+    ) -> Result<T, Error> {
+        let mut connection = self.pool.get().await.map_err(|error| Error::Unavailable(error.into()))?;
+        let answer = tokio::time::timeout(CALL_MAX, work(&mut connection)).await;
+        match answer {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                drop(deadpool::managed::Object::take(connection));
+                Err(Error::Unavailable(error.into()))
+            }
+            Err(elapsed) => {
+                drop(deadpool::managed::Object::take(connection));
+                Err(Error::Unavailable(elapsed.into()))
+            }
+        }
+    }
+}
+
+fn number(text: &str) -> Result<i64, Error> {
+    text.parse().map_err(|_| Error::Unexpected(format!("{text:?} where a number belongs")))
+}
+
+fn unexpected(reply: &[String]) -> Error {
+    Error::Unexpected(format!("{reply:?}"))
+}

@@ -1,0 +1,90 @@
+//! Plans: what a tenant may buy. Zero means without limit.
+
+use serde::Serialize;
+
+use super::{
+    money::UsdMicros,
+    price::{RESERVATION_MAX, RESERVATION_MIN},
+};
+
+/// A plan's limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// The plan's name.
+    pub plan: String,
+    /// The packs that it may buy; `None` allows all.
+    pub allowed_packs: Option<Vec<String>>,
+    /// The most that one run may reserve; zero leaves the platform's $10,000.
+    #[serde(rename = "run_cost_max_usd")]
+    pub run_cost_max: UsdMicros,
+    /// Submits a minute; zero is unlimited.
+    pub runs_per_minute: i32,
+    /// Reads a minute; zero is unlimited.
+    pub polls_per_minute: i32,
+    /// Runs open at once; zero is unlimited.
+    pub concurrent_runs_max: i32,
+    /// The most that a UTC month may cost; zero is unlimited.
+    #[serde(rename = "monthly_spend_max_usd")]
+    pub monthly_spend_max: UsdMicros,
+    /// The longest timebox that a run may ask for.
+    pub timebox_secs_max: i32,
+    /// How long results are kept.
+    pub retention_days: i32,
+}
+
+/// Why a plan refuses a submit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PlanRefusal {
+    /// The pack is not among the plan's.
+    PackNotAllowed,
+    /// The cap is above what one run may reserve.
+    MaxCostExceedsPlan {
+        /// The most that this plan allows.
+        limit: UsdMicros,
+    },
+    /// The cap is below what any run must reserve.
+    MaxCostTooLow {
+        /// The least that can be reserved.
+        least: UsdMicros,
+    },
+    /// The timebox is outside 1 second to the plan's longest.
+    TimeboxOutOfRange {
+        /// The longest allowed.
+        secs_max: i32,
+    },
+}
+
+/// The timebox of a run that names none, where the plan allows as much.
+const TIMEBOX_SECS_DEFAULT: i32 = 120;
+
+impl Plan {
+    /// The most that one run may reserve under this plan.
+    pub fn reservation_max(&self) -> UsdMicros {
+        if self.run_cost_max.is_zero() { RESERVATION_MAX } else { self.run_cost_max.min(RESERVATION_MAX) }
+    }
+
+    /// The timebox of a run that names none.
+    pub fn timebox_secs_default(&self) -> i32 {
+        TIMEBOX_SECS_DEFAULT.min(self.timebox_secs_max)
+    }
+
+    /// Judges what a submit asks for.
+    ///
+    /// # Errors
+    /// [`PlanRefusal`]
+    pub fn admits(&self, pack_type: &str, max_cost: UsdMicros, timebox_secs: i64) -> Result<i32, PlanRefusal> {
+        if self.allowed_packs.as_ref().is_some_and(|packs| !packs.iter().any(|pack| pack == pack_type)) {
+            return Err(PlanRefusal::PackNotAllowed);
+        }
+        if max_cost < RESERVATION_MIN {
+            return Err(PlanRefusal::MaxCostTooLow { least: RESERVATION_MIN });
+        }
+        if max_cost > self.reservation_max() {
+            return Err(PlanRefusal::MaxCostExceedsPlan { limit: self.reservation_max() });
+        }
+        match i32::try_from(timebox_secs) {
+            Ok(secs) if (1..=self.timebox_secs_max).contains(&secs) => Ok(secs),
+            _ => Err(PlanRefusal::TimeboxOutOfRange { secs_max: self.timebox_secs_max }),
+        }
+    }
+}

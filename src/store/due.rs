@@ -1,0 +1,318 @@
+//! What is due: the scans that the reaper repeats. Each is bounded and goes on after the last row
+//! that it showed, so that rows which cannot be helped never hide those behind them.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::{
+    QueryableByName,
+    sql_types::{BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+};
+use uuid::Uuid;
+
+use super::{
+    Error, Guard, Store,
+    row::{RunRow, run_columns},
+    runs::micros,
+    sql::Sql,
+};
+use crate::domain::{
+    id::{RunId, TenantId, TraceId},
+    money::UsdMicros,
+    run::{Claimed, Run, RunState},
+};
+
+/// A run whose lease has run out.
+#[derive(Clone, Debug)]
+pub struct DueLease {
+    /// The run.
+    pub run_id: RunId,
+    /// Its buyer.
+    pub tenant_id: TenantId,
+    /// Its trace.
+    pub trace_id: TraceId,
+    /// How often it has been taken.
+    pub attempts: i32,
+    /// What it pays at least, where the policy says so.
+    pub minimum_fee: UsdMicros,
+    /// What was seen: version, lease and its expiry.
+    pub guard: Guard,
+}
+
+/// A run whose claim is stale.
+#[derive(Debug)]
+pub struct DueClaim {
+    /// The claim, read back.
+    pub claimed: Claimed,
+    /// How often it has been taken.
+    pub attempts: i32,
+    /// What it pays at least, where the policy says so.
+    pub minimum_fee: UsdMicros,
+}
+
+/// A run whose message is to be sent (again).
+#[derive(Clone, Debug)]
+pub struct DueSend {
+    /// The run.
+    pub run_id: RunId,
+    /// Its buyer.
+    pub tenant_id: TenantId,
+    /// What was bought.
+    pub pack_type: String,
+    /// Its trace.
+    pub trace_id: TraceId,
+}
+
+/// A run past its retention.
+#[derive(Clone, Debug)]
+pub struct DuePurge {
+    /// The run.
+    pub run_id: RunId,
+    /// Its buyer.
+    pub tenant_id: TenantId,
+    /// Its trace.
+    pub trace_id: TraceId,
+}
+
+#[derive(QueryableByName)]
+struct SendRow {
+    #[diesel(sql_type = SqlUuid)]
+    run_id: Uuid,
+    #[diesel(sql_type = SqlUuid)]
+    tenant_id: Uuid,
+    #[diesel(sql_type = Text)]
+    pack_type: String,
+    #[diesel(sql_type = Text)]
+    trace_id: String,
+}
+
+fn trace(text: &str, run_id: Uuid) -> Result<TraceId, Error> {
+    text.parse().map_err(|bad| Error::Corrupt { table: "runs", detail: format!("run {run_id}: {bad}") })
+}
+
+impl Store {
+    /// Runs whose lease has run out, oldest first, after the one that `after` names.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn due_leases(
+        &self,
+        after: Option<(DateTime<Utc>, RunId)>,
+        limit: i64,
+    ) -> Result<Vec<DueLease>, Error> {
+        const TEXT: &str = concat!(
+            "-- due_leases\nSELECT ",
+            run_columns!(),
+            " FROM runs AS run WHERE run.status = 'PROCESSING' AND run.finalize_stage IS NULL \
+             AND run.lease_expires_at <= statement_timestamp() + $1::bigint * interval '1 microsecond' \
+             AND ($2::timestamptz IS NULL OR (run.lease_expires_at, run.run_id) > ($2::timestamptz, $3::uuid)) \
+             ORDER BY run.lease_expires_at, run.run_id LIMIT $4::bigint"
+        );
+        let sql = Sql::new(TEXT)
+            .bind(self.offset())
+            .bind(after.map(|(at, _)| at))
+            .bind(after.map(|(_, run)| run.0))
+            .bind(limit);
+        let rows: Vec<RunRow> = self.rows("due_leases", sql).await?;
+        let mut due = Vec::with_capacity(rows.len());
+        for row in rows {
+            let run = Run::try_from(row)?;
+            if let RunState::Processing { lease } = run.state {
+                due.push(DueLease {
+                    run_id: run.run_id,
+                    tenant_id: run.tenant_id,
+                    trace_id: run.trace_id,
+                    attempts: run.attempts,
+                    minimum_fee: run.minimum_fee,
+                    guard: Guard {
+                        version: run.version,
+                        lease_token: Some(lease.token),
+                        lease_expires_at: Some(lease.expires_at),
+                        finalize_token: None,
+                    },
+                });
+            }
+        }
+        Ok(due)
+    }
+
+    /// Claims older than `age`, oldest first, after the one that `after` names.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn due_claims(
+        &self,
+        age: Duration,
+        after: Option<(DateTime<Utc>, RunId)>,
+        limit: i64,
+    ) -> Result<Vec<DueClaim>, Error> {
+        const TEXT: &str = concat!(
+            "-- due_claims\nSELECT ",
+            run_columns!(),
+            " FROM runs AS run WHERE run.status = 'PROCESSING' AND run.finalize_stage = 'CLAIMED' \
+             AND run.money_state = 'RESERVED' \
+             AND run.claimed_at <= statement_timestamp() + ($1::bigint - $2::bigint) * interval '1 microsecond' \
+             AND ($3::timestamptz IS NULL OR (run.claimed_at, run.run_id) > ($3::timestamptz, $4::uuid)) \
+             ORDER BY run.claimed_at, run.run_id LIMIT $5::bigint"
+        );
+        let sql = Sql::new(TEXT)
+            .bind(self.offset())
+            .bind(micros(age))
+            .bind(after.map(|(at, _)| at))
+            .bind(after.map(|(_, run)| run.0))
+            .bind(limit);
+        let rows: Vec<RunRow> = self.rows("due_claims", sql).await?;
+        let mut due = Vec::with_capacity(rows.len());
+        for row in rows {
+            let run = Run::try_from(row)?;
+            if let RunState::Claimed { claim } = run.state {
+                due.push(DueClaim {
+                    attempts: run.attempts,
+                    minimum_fee: run.minimum_fee,
+                    claimed: Claimed::won(
+                        run.run_id,
+                        run.tenant_id,
+                        run.trace_id,
+                        run.reserved,
+                        run.version,
+                        claim,
+                    ),
+                });
+            }
+        }
+        Ok(due)
+    }
+
+    /// Waiting runs whose message is due, marked as sent: again after `resend_after` or as long as
+    /// they have waited, whichever is more, at most an hour.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn due_sends(&self, resend_after: Duration, limit: i64) -> Result<Vec<DueSend>, Error> {
+        let sql = Sql::new(include_str!("sql/due_sends.sql"))
+            .bind(self.offset())
+            .bind(limit)
+            .bind(micros(resend_after));
+        let rows: Vec<SendRow> = self.rows("due_sends", sql).await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(DueSend {
+                    trace_id: trace(&row.trace_id, row.run_id)?,
+                    run_id: RunId(row.run_id),
+                    tenant_id: TenantId(row.tenant_id),
+                    pack_type: row.pack_type,
+                })
+            })
+            .collect()
+    }
+
+    /// Runs that have waited in the queue for longer than `ttl`: id, buyer, trace and what was seen.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn due_expiries(
+        &self,
+        ttl: Duration,
+        limit: i64,
+    ) -> Result<Vec<(RunId, TenantId, TraceId, Guard)>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            run_id: Uuid,
+            #[diesel(sql_type = SqlUuid)]
+            tenant_id: Uuid,
+            #[diesel(sql_type = Text)]
+            trace_id: String,
+            #[diesel(sql_type = BigInt)]
+            version: i64,
+        }
+        let sql = Sql::new(
+            "-- due_expiries\nSELECT run_id, tenant_id, trace_id, version FROM runs WHERE status = 'QUEUED' \
+             AND created_at <= statement_timestamp() + ($1::bigint - $2::bigint) * interval '1 microsecond' \
+             ORDER BY created_at LIMIT $3::bigint",
+        )
+        .bind(self.offset())
+        .bind(micros(ttl))
+        .bind(limit);
+        let rows: Vec<Row> = self.rows("due_expiries", sql).await?;
+        rows.into_iter()
+            .map(|row| {
+                let guard = Guard { version: row.version, ..Guard::default() };
+                Ok((RunId(row.run_id), TenantId(row.tenant_id), trace(&row.trace_id, row.run_id)?, guard))
+            })
+            .collect()
+    }
+
+    /// Ended runs past their retention whose objects and inputs are still kept.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn due_purges(&self, limit: i64) -> Result<Vec<DuePurge>, Error> {
+        let sql = Sql::new(
+            "-- due_purges\nSELECT run_id, tenant_id, pack_type, trace_id FROM runs \
+             WHERE retention_until IS NOT NULL AND purged_at IS NULL \
+             AND retention_until <= statement_timestamp() + $1::bigint * interval '1 microsecond' \
+             ORDER BY retention_until LIMIT $2::bigint",
+        )
+        .bind(self.offset())
+        .bind(limit);
+        let rows: Vec<SendRow> = self.rows("due_purges", sql).await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(DuePurge {
+                    trace_id: trace(&row.trace_id, row.run_id)?,
+                    run_id: RunId(row.run_id),
+                    tenant_id: TenantId(row.tenant_id),
+                })
+            })
+            .collect()
+    }
+
+    /// Forgets a run's inputs and notes; what it was, cost and came to stays. Call it after its
+    /// objects are gone.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn mark_purged(&self, run_id: RunId) -> Result<bool, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Nullable<Timestamptz>)]
+            #[expect(dead_code, reason = "a row must have a column")]
+            purged_at: Option<DateTime<Utc>>,
+        }
+        let sql = Sql::new(
+            "-- mark_purged\nUPDATE runs SET purged_at = statement_timestamp() + $1::bigint * interval '1 microsecond', \
+                inputs = NULL, metadata = '{}' \
+             WHERE run_id = $2::uuid AND purged_at IS NULL \
+             AND retention_until <= statement_timestamp() + $1::bigint * interval '1 microsecond' RETURNING purged_at",
+        )
+        .bind(self.offset())
+        .bind(run_id.0);
+        Ok(self.row::<Row>("mark_purged", sql).await?.is_some())
+    }
+
+    /// The open runs among `candidates`' tenant, for holding the gate's reservations against: every
+    /// open run, and whether it is older than `grace`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn open_runs(&self, tenant_id: TenantId, grace: Duration) -> Result<Vec<(RunId, bool)>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            run_id: Uuid,
+            #[diesel(sql_type = Integer)]
+            settled_in: i32,
+        }
+        let sql = Sql::new(
+            "-- open_runs\nSELECT run_id, (created_at <= statement_timestamp() \
+                + ($1::bigint - $2::bigint) * interval '1 microsecond')::integer AS settled_in \
+             FROM runs WHERE tenant_id = $3::uuid AND status IN ('QUEUED', 'PROCESSING')",
+        )
+        .bind(self.offset())
+        .bind(micros(grace))
+        .bind(tenant_id.0);
+        let rows: Vec<Row> = self.rows("open_runs", sql).await?;
+        Ok(rows.into_iter().map(|row| (RunId(row.run_id), row.settled_in != 0)).collect())
+    }
+}
