@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use deadpool::managed::{Manager as _, Metrics, RecycleError, RecycleResult};
+use deadpool::managed::{Metrics, RecycleError, RecycleResult};
 use deadpool_redis::redis::{self, IntoConnectionInfo as _, RedisError, aio::MultiplexedConnection};
 use secrecy::{ExposeSecret as _, SecretString};
 

@@ -406,4 +406,65 @@ impl Store {
         .bind(self.offset());
         self.rows::<IdRow>("resend_all", sql).await.map(drop)
     }
+
+    /// The ledger's word on those of `runs` that have ended.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn ended(&self, tenant_id: TenantId, runs: &[RunId]) -> Result<Vec<Settled>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            run_id: Uuid,
+            #[diesel(sql_type = Text)]
+            trace_id: String,
+            #[diesel(sql_type = BigInt)]
+            actual_cost_usd_micros: i64,
+        }
+        if runs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = Sql::new(
+            "-- ended\nSELECT run_id, trace_id, actual_cost_usd_micros FROM runs \
+             WHERE tenant_id = $1::uuid AND run_id = ANY($2::uuid[]) AND actual_cost_usd_micros IS NOT NULL",
+        )
+        .bind(tenant_id.0)
+        .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());
+        let rows: Vec<Row> = self.rows("ended", sql).await?;
+        rows.into_iter()
+            .map(|row| {
+                let corrupt =
+                    || Error::Corrupt { table: "runs", detail: format!("run {}: no legal end", row.run_id) };
+                let charge = UsdMicros::new(row.actual_cost_usd_micros).ok().ok_or_else(corrupt)?;
+                let trace_id = row.trace_id.parse().ok().ok_or_else(corrupt)?;
+                Ok(Settled::won(RunId(row.run_id), tenant_id, trace_id, charge))
+            })
+            .collect()
+    }
+
+    /// The holds of a tenant's open runs, as the runs have them.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn open_holds(&self, tenant_id: TenantId) -> Result<Vec<(RunId, UsdMicros)>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            run_id: Uuid,
+            #[diesel(sql_type = BigInt)]
+            reserved_usd_micros: i64,
+        }
+        let sql = Sql::new(
+            "-- open_holds_of\nSELECT run_id, reserved_usd_micros FROM runs \
+             WHERE tenant_id = $1::uuid AND status IN ('QUEUED', 'PROCESSING')",
+        )
+        .bind(tenant_id.0);
+        let rows: Vec<Row> = self.rows("open_holds_of", sql).await?;
+        rows.into_iter()
+            .map(|row| match UsdMicros::new(row.reserved_usd_micros) {
+                Ok(amount) => Ok((RunId(row.run_id), amount)),
+                Err(bad) => Err(Error::Corrupt { table: "runs", detail: format!("run {}: {bad}", row.run_id) }),
+            })
+            .collect()
+    }
 }

@@ -1,0 +1,159 @@
+//! Use cases, one a file: the order of effects. Each reads top to bottom as the protocol in
+//! `docs/ARCHITECTURE.md`.
+//!
+//! A flow gathers facts, asks `domain` for the verdict and obeys. It may die between any two of its
+//! lines; [`crash`] names those instants, and what is left there is always repairable by
+//! [`expire`], [`reconcile`], [`resend`] or [`sweep`].
+
+pub mod audit;
+pub mod crash;
+pub mod deposit;
+pub mod expire;
+pub mod finish;
+pub mod probe;
+pub mod read;
+pub mod rebuild;
+pub mod reconcile;
+pub mod resend;
+pub mod retain;
+pub mod submit;
+pub mod sweep;
+pub mod take;
+
+use std::future::Future;
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use crate::{budget::Budget, config::Pace, pack::Registry, queue::Queue, results::Results, store::Store};
+
+/// Everything that a flow acts on.
+#[derive(Clone)]
+pub struct Ctx {
+    /// PostgreSQL: the truth.
+    pub store: Store,
+    /// Redis: the gate.
+    pub budget: Budget,
+    /// SQS: the queue.
+    pub queue: Queue,
+    /// S3: the results.
+    pub results: Results,
+    /// The packs.
+    pub packs: Registry,
+    /// How the roles keep time.
+    pub pace: Pace,
+    /// Where tests make a flow die.
+    pub crash: crash::Crash,
+}
+
+/// Why a flow could not be completed. What it had done so far is repairable.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database is down or slow.
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
+    /// The gate is down or slow.
+    #[error(transparent)]
+    Budget(#[from] crate::budget::Error),
+    /// The queue is down or slow.
+    #[error(transparent)]
+    Queue(#[from] crate::queue::Error),
+    /// The result store is down, slow, or holds something else.
+    #[error(transparent)]
+    Results(#[from] crate::results::Error),
+    /// A budget is being rebuilt over and over; somebody else is at it.
+    #[error("the tenant's budget is being rebuilt")]
+    BudgetBusy,
+    /// A test made the flow die here.
+    #[error(transparent)]
+    Crashed(#[from] crash::Crashed),
+}
+
+impl Error {
+    /// Whether trying again later may help.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(error, crate::store::Error::Unavailable(_)),
+            Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
+            Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
+            Self::Queue(_) | Self::BudgetBusy => true,
+            Self::Crashed(_) => false,
+        }
+    }
+}
+
+/// What a pass of the reaper met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Rows that looked due.
+    pub found: u64,
+    /// Of those, changed.
+    pub changed: u64,
+    /// Of those, changed by somebody else first.
+    pub lost: u64,
+    /// Of those, left as they are because something was down or unknown.
+    pub failed: u64,
+}
+
+impl Tally {
+    /// Adds another tally to this.
+    pub fn add(&mut self, other: Self) {
+        self.found += other.found;
+        self.changed += other.changed;
+        self.lost += other.lost;
+        self.failed += other.failed;
+    }
+
+    /// Counts one row by what became of it.
+    pub(crate) fn count(&mut self, outcome: &Result<Changed, Error>) {
+        self.found += 1;
+        match outcome {
+            Ok(Changed::Yes) => self.changed += 1,
+            Ok(Changed::Lost) => self.lost += 1,
+            Ok(Changed::NotYet) | Err(_) => self.failed += 1,
+        }
+    }
+}
+
+/// What became of one row in a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It was changed.
+    Yes,
+    /// Somebody else was first.
+    Lost,
+    /// It cannot be judged now.
+    NotYet,
+}
+
+/// Runs flows to their end, whatever becomes of the request that began them: actix drops a handler
+/// whose client resets the connection, and money must not stop halfway. All pools live on this one
+/// runtime. Shutdown waits for what runs here.
+#[derive(Clone)]
+pub struct Detached {
+    runtime: Handle,
+    tasks: TaskTracker,
+}
+
+/// The detached flow panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("a flow panicked")]
+pub struct Panicked(#[from] tokio::task::JoinError);
+
+impl Detached {
+    /// Runs flows on `runtime`, counted by `tasks`.
+    pub fn new(runtime: Handle, tasks: TaskTracker) -> Self {
+        Self { runtime, tasks }
+    }
+
+    /// Runs `flow` to its end and waits for it. Dropping the wait does not stop the flow.
+    ///
+    /// # Errors
+    /// [`Panicked`]
+    pub async fn run<T: Send + 'static>(
+        &self,
+        flow: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Panicked> {
+        Ok(self.tasks.spawn_on(flow, &self.runtime).await?)
+    }
+}

@@ -1,0 +1,60 @@
+//! Rebuild: sets a tenant's budget at the gate to what the ledger says, under a new epoch.
+//!
+//! Exclusive lock → raise the epoch → sum the ledger → set Redis → commit. Nothing of the tenant
+//! commits in between, so no hold slips between the sum and the set; a hold that was admitted before
+//! finds its epoch ended. If the commit fails, Redis is an epoch ahead, every insert is refused, and
+//! the next submit rebuilds.
+
+use super::{Ctx, Error, crash::CrashPoint};
+use crate::{
+    budget::Hold,
+    domain::id::TenantId,
+    store::{Balance, LockedBooks},
+};
+
+/// Rebuilds a budget unless Redis knows it under the current epoch: of many that find it missing, one
+/// does the work.
+///
+/// # Errors
+/// [`Error`]
+pub async fn if_stale(cx: &Ctx, tenant_id: TenantId) -> Result<(), Error> {
+    let Some(books) = cx.store.lock_books(tenant_id).await? else { return Ok(()) };
+    let known = cx.budget.inspect(tenant_id).await?.budget;
+    if known.is_some_and(|budget| budget.epoch == books.epoch()) {
+        return Ok(books.commit().await?);
+    }
+    under_lock(cx, tenant_id, books).await.map(drop)
+}
+
+/// Rebuilds a budget.
+///
+/// # Errors
+/// [`Error`]
+pub async fn rebuild(cx: &Ctx, tenant_id: TenantId) -> Result<(), Error> {
+    let Some(books) = cx.store.lock_books(tenant_id).await? else { return Ok(()) };
+    under_lock(cx, tenant_id, books).await.map(drop)
+}
+
+/// The same, with the lock in hand and perhaps a deposit made under it. Lets go of the lock.
+pub(super) async fn under_lock(cx: &Ctx, tenant_id: TenantId, mut books: LockedBooks) -> Result<Balance, Error> {
+    let epoch = books.raise_epoch().await?;
+    cx.crash.at(CrashPoint::RebuildAfterRaise)?;
+    let balance = books.balance().await?;
+    let open = books.open_holds().await?;
+    let holds: Vec<_> = open
+        .iter()
+        .map(|hold| Hold {
+            run_id: hold.run_id,
+            amount: hold.amount,
+            key_fingerprint: &hold.key_fingerprint,
+            payload: hold.payload,
+        })
+        .collect();
+    cx.budget.rebuild(tenant_id, epoch, balance.available, &holds).await?;
+    cx.crash.at(CrashPoint::RebuildAfterSet)?;
+    books.commit().await?;
+    metrics::counter!("dpp_budget_rebuilds_total").increment(1);
+    tracing::info!(%tenant_id, epoch, available_usd_micros = balance.available.get(), holds = holds.len(),
+        "budget rebuilt from the ledger");
+    Ok(balance)
+}

@@ -1,0 +1,277 @@
+//! Submit: gate (Redis) → run and hold (PostgreSQL, one statement) → message (SQS) → answer.
+
+use serde_json::Value;
+
+use super::{Ctx, Error, crash::CrashPoint, rebuild, sweep};
+use crate::{
+    budget::Reserve,
+    domain::{
+        id::{RunId, TraceId},
+        idempotency::{IdempotencyKey, PayloadHash},
+        money::UsdMicros,
+        plan::PlanRefusal,
+        price,
+        run::{Run, RunState},
+    },
+    pack::{self, FieldError},
+    store::{self, Caller, NewRun, Submitted},
+    wire::message::{RunMessage, SchemaVersion},
+};
+
+/// How often a submit is admitted anew because its tenant's budget was rebuilt in between.
+const ADMISSIONS_MAX: usize = 4;
+
+/// What a buyer asks for.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The pack.
+    pub pack_type: String,
+    /// What to do.
+    pub inputs: Value,
+    /// The most it may cost.
+    pub max_cost: UsdMicros,
+    /// How long it may take; `None` for the plan's default.
+    pub timebox_secs: Option<i64>,
+    /// The buyer's own notes.
+    pub metadata: Value,
+    /// The buyer's name for the submit.
+    pub idempotency_key: IdempotencyKey,
+    /// The request's hash.
+    pub payload: PayloadHash,
+    /// The trace.
+    pub trace_id: TraceId,
+}
+
+/// An accepted submit.
+#[derive(Debug)]
+pub enum Accepted {
+    /// The run is new.
+    New(Run),
+    /// The same submit was accepted before; this is its run as it is now.
+    Replayed(Run),
+}
+
+/// A submit that was refused. No money moved, and the key is unused, unless it is the key that was
+/// refused.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The key named another payload before.
+    KeyReused,
+    /// The tenant may not buy now.
+    Suspended,
+    /// No pack is sold under this name; these are.
+    UnknownPack(Vec<&'static str>),
+    /// This deployment cannot serve these inputs.
+    PackUnavailable(String),
+    /// The inputs are wrong.
+    InvalidInputs(Vec<FieldError>),
+    /// The plan says no.
+    Plan(PlanRefusal),
+    /// The budget does not cover it.
+    BudgetExceeded {
+        /// What is left.
+        available: UsdMicros,
+        /// What was asked for.
+        requested: UsdMicros,
+    },
+}
+
+/// Why a submit was not accepted.
+#[derive(Debug)]
+pub enum NotAccepted {
+    /// It was refused.
+    Refused(Refusal),
+    /// Something is down. Nothing was charged; the same key may be tried again.
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for NotAccepted {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<Refusal> for NotAccepted {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Accepts a submit, once for each key.
+///
+/// # Errors
+/// [`NotAccepted`]
+pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted, NotAccepted> {
+    // A replay is answered before anything that may have changed since: plan, prices, balance.
+    if let Some(run) = cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
+        return replay(run, &order);
+    }
+    let mut new = judge(cx, caller, order.clone())?;
+
+    for _ in 0..ADMISSIONS_MAX {
+        let (epoch, run_id) = admit(cx, &new).await?;
+        new.run_id = run_id;
+        cx.crash.at(CrashPoint::SubmitAfterGate)?;
+        let submitted = match cx.store.submit(&new, epoch, cx.pace.lease).await {
+            Err(store::Error::Unavailable(error)) => return resolve(cx, &order, &new, error).await,
+            other => other?,
+        };
+        match submitted {
+            Submitted::Inserted { created_at } => {
+                cx.crash.at(CrashPoint::SubmitAfterCommit)?;
+                let run = accepted(new, created_at);
+                announce(cx, &run).await;
+                cx.crash.at(CrashPoint::SubmitAfterSend)?;
+                return Ok(Accepted::New(run));
+            }
+            Submitted::Exists => return existing(cx, &order, &new).await,
+            Submitted::NotAdmitted => {
+                let tenant = cx.store.find_tenant(caller.tenant_id).await?;
+                if tenant.is_none_or(|tenant| tenant.status != "ACTIVE") {
+                    // The reservation stays for the sweep: another submit of this key may hold it.
+                    return Err(Refusal::Suspended.into());
+                }
+                rebuild::if_stale(cx, caller.tenant_id).await?;
+            }
+        }
+    }
+    Err(Error::BudgetBusy.into())
+}
+
+/// Everything that can be judged without moving money.
+fn judge(cx: &Ctx, caller: &Caller, order: Order) -> Result<NewRun, Refusal> {
+    if caller.suspended {
+        return Err(Refusal::Suspended);
+    }
+    let pack = cx
+        .packs
+        .find(&order.pack_type)
+        .ok_or_else(|| Refusal::UnknownPack(cx.packs.iter().map(|pack| pack.terms().pack_type).collect()))?;
+    let timebox_secs = order.timebox_secs.unwrap_or_else(|| caller.plan.timebox_secs_default().into());
+    let timebox_secs =
+        caller.plan.admits(&order.pack_type, order.max_cost, timebox_secs).map_err(Refusal::Plan)?;
+    let quote = pack.check(&order.inputs).map_err(|refusal| match refusal {
+        pack::Refusal::InvalidInputs(errors) => Refusal::InvalidInputs(errors),
+        pack::Refusal::Unavailable(why) => Refusal::PackUnavailable(why),
+    })?;
+    if order.max_cost < quote.at_least {
+        return Err(Refusal::Plan(PlanRefusal::MaxCostTooLow { least: quote.at_least }));
+    }
+    Ok(NewRun {
+        run_id: RunId::new(),
+        tenant_id: caller.tenant_id,
+        key_id: caller.key_id,
+        pack_type: order.pack_type,
+        idempotency_key: order.idempotency_key,
+        payload: order.payload,
+        inputs: order.inputs,
+        metadata: order.metadata,
+        trace_id: order.trace_id,
+        reserved: order.max_cost,
+        minimum_fee: price::minimum_fee(order.max_cost),
+        timebox_secs,
+    })
+}
+
+/// Asks the gate. Two submits of one key that race are given the same run.
+async fn admit(cx: &Ctx, new: &NewRun) -> Result<(i64, RunId), NotAccepted> {
+    let fingerprint = new.idempotency_key.fingerprint();
+    let mut caught_up = false;
+    for _ in 0..ADMISSIONS_MAX {
+        let answer =
+            cx.budget.reserve(new.tenant_id, new.run_id, new.reserved, &fingerprint, new.payload).await?;
+        match answer {
+            Reserve::Held { epoch, run_id } => return Ok((epoch, run_id)),
+            Reserve::Mismatch => return Err(Refusal::KeyReused.into()),
+            // The gate follows the ledger by a moment, or by more if a worker died in between. A
+            // refusal must be exact, so it first catches up with every hold that has ended.
+            Reserve::Short { .. } if !caught_up => {
+                sweep::settle_ended(cx, new.tenant_id).await?;
+                caught_up = true;
+            }
+            Reserve::Short { available } => {
+                return Err(Refusal::BudgetExceeded { available, requested: new.reserved }.into());
+            }
+            Reserve::Unknown => rebuild::if_stale(cx, new.tenant_id).await?,
+        }
+    }
+    Err(Error::BudgetBusy.into())
+}
+
+/// There is a run with this key already: another submit of it was faster.
+async fn existing(cx: &Ctx, order: &Order, new: &NewRun) -> Result<Accepted, NotAccepted> {
+    let run = cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await?.ok_or(Error::BudgetBusy)?;
+    if run.run_id != new.run_id {
+        // The key belongs to that run for ever, so no process can insert under our reservation.
+        cx.budget.let_go(new.tenant_id, new.run_id).await?;
+    }
+    replay(run, order)
+}
+
+/// The insert's answer was lost. Ending the epoch under the tenant's lock waits for the statement if
+/// it still runs and forbids it if it has not begun, so what is read back afterwards is final.
+async fn resolve(
+    cx: &Ctx,
+    order: &Order,
+    new: &NewRun,
+    cause: anyhow::Error,
+) -> Result<Accepted, NotAccepted> {
+    tracing::warn!(trace_id = %new.trace_id, tenant_id = %new.tenant_id, run_id = %new.run_id,
+        error = format!("{cause:#}"), "a submit's outcome is unknown; reading it back");
+    rebuild::rebuild(cx, new.tenant_id).await?;
+    match cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await? {
+        Some(run) if run.run_id == new.run_id => {
+            announce(cx, &run).await;
+            Ok(Accepted::New(run))
+        }
+        Some(run) => replay(run, order),
+        None => Err(Error::Store(store::Error::Unavailable(cause)).into()),
+    }
+}
+
+fn replay(run: Run, order: &Order) -> Result<Accepted, NotAccepted> {
+    if run.payload_sha256 == order.payload.0 {
+        metrics::counter!("dpp_submits_total", "outcome" => "replayed").increment(1);
+        Ok(Accepted::Replayed(run))
+    } else {
+        Err(Refusal::KeyReused.into())
+    }
+}
+
+/// Wakes a worker. The run is accepted whether or not this works: the reaper sends what was not.
+async fn announce(cx: &Ctx, run: &Run) {
+    let message = RunMessage {
+        schema_version: SchemaVersion::V1,
+        run_id: run.run_id,
+        tenant_id: run.tenant_id,
+        pack_type: run.pack_type.clone(),
+        enqueued_at: run.created_at,
+        trace_id: run.trace_id,
+    };
+    if let Err(error) = cx.queue.send(&message).await {
+        tracing::warn!(trace_id = %run.trace_id, tenant_id = %run.tenant_id, run_id = %run.run_id,
+            error = format!("{:#}", anyhow::Error::from(error)), "no message sent; the reaper will");
+    }
+    metrics::counter!("dpp_submits_total", "outcome" => "accepted").increment(1);
+    tracing::info!(trace_id = %run.trace_id, tenant_id = %run.tenant_id, run_id = %run.run_id,
+        pack_type = run.pack_type, reserved_usd_micros = run.reserved.get(), "run accepted");
+}
+
+fn accepted(new: NewRun, created_at: chrono::DateTime<chrono::Utc>) -> Run {
+    Run {
+        run_id: new.run_id,
+        tenant_id: new.tenant_id,
+        pack_type: new.pack_type,
+        payload_sha256: new.payload.0,
+        version: 1,
+        reserved: new.reserved,
+        minimum_fee: new.minimum_fee,
+        timebox_secs: new.timebox_secs,
+        attempts: 0,
+        trace_id: new.trace_id,
+        metadata: new.metadata,
+        created_at,
+        started_at: None,
+        state: RunState::Queued,
+    }
+}

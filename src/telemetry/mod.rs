@@ -1,0 +1,28 @@
+//! Logs, and the metrics of a process.
+//!
+//! One line an event, on stderr. Events carry `trace_id`, `run_id` and `tenant_id` as fields; keys,
+//! inputs, results and URLs with passwords are never logged. A cause is logged once, where it is
+//! handled.
+
+pub mod metrics;
+
+use anyhow::Context as _;
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+/// Begins to log what `filter` lets through. Once for each process.
+///
+/// # Errors
+/// When `filter` is malformed, or logging has begun already.
+pub fn init(filter: &str, json: bool) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .with_context(|| format!("LOG_LEVEL is {filter:?}: write error, warn, info, debug or trace"))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    if json {
+        registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()
+    } else {
+        registry.with(lines.with_target(false)).try_init()
+    }
+    .context("logging has begun already")
+}
