@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod domain;
+pub mod api;
 pub mod budget;
 pub mod flow;
 pub mod pack;

@@ -13,7 +13,7 @@ use std::{collections::HashMap, sync::LazyLock, time::Duration};
 use deadpool_redis::redis::{self, Script};
 use secrecy::SecretString;
 
-use self::pool::{Connection, Pool};
+use self::pool::Pool;
 use crate::domain::{
     id::{RunId, TenantId},
     idempotency::PayloadHash,
@@ -150,18 +150,15 @@ impl Budget {
         payload: PayloadHash,
     ) -> Result<Reserve, Error> {
         let keys = Keys::of(tenant_id);
-        let reply: Vec<String> = self
-            .call(async |connection| {
-                let mut call = keys.all(&RESERVE);
-                call.arg(&connection.server)
-                    .arg(run_id.to_string())
-                    .arg(amount.get())
-                    .arg(format!("-{}", amount.get()))
-                    .arg(key_fingerprint)
-                    .arg(payload.to_hex());
-                call.invoke_async(&mut connection.redis).await
-            })
-            .await?;
+        let connection = self.connection().await?;
+        let mut call = keys.all(&RESERVE);
+        call.arg(&connection.server)
+            .arg(run_id.to_string())
+            .arg(amount.get())
+            .arg(format!("-{}", amount.get()))
+            .arg(key_fingerprint)
+            .arg(payload.to_hex());
+        let reply: Vec<String> = invoke(connection, &call).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["held" | "again", epoch, run_id] => {
                 Ok(Reserve::Held { epoch: number(epoch)?, run_id: run_id.parse().map_err(|_| unexpected(&reply))? })
@@ -194,15 +191,12 @@ impl Budget {
 
     async fn end_hold(&self, tenant_id: TenantId, run_id: RunId, charge: UsdMicros) -> Result<(), Error> {
         let keys = Keys::of(tenant_id);
-        let reply: Vec<String> = self
-            .call(async |connection| {
-                let mut call = keys.all(&SETTLE);
-                // HINCRBY reads "-0" as no number.
-                let negated = if charge.is_zero() { "0".to_owned() } else { format!("-{}", charge.get()) };
-                call.arg(run_id.to_string()).arg(negated);
-                call.invoke_async(&mut connection.redis).await
-            })
-            .await?;
+        let connection = self.connection().await?;
+        let mut call = keys.all(&SETTLE);
+        // HINCRBY reads "-0" as no number.
+        let negated = if charge.is_zero() { "0".to_owned() } else { format!("-{}", charge.get()) };
+        call.arg(run_id.to_string()).arg(negated);
+        let reply: Vec<String> = invoke(connection, &call).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["settled" | "gone"] => Ok(()),
             _ => Err(unexpected(&reply)),
@@ -222,19 +216,16 @@ impl Budget {
         holds: &[Hold<'_>],
     ) -> Result<(), Error> {
         let keys = Keys::of(tenant_id);
-        let reply: Vec<String> = self
-            .call(async |connection| {
-                let mut call = keys.all(&REBUILD);
-                call.arg(epoch).arg(&connection.server).arg(available.get());
-                for hold in holds {
-                    call.arg(hold.run_id.to_string())
-                        .arg(hold.amount.get())
-                        .arg(hold.key_fingerprint)
-                        .arg(hold.payload.to_hex());
-                }
-                call.invoke_async(&mut connection.redis).await
-            })
-            .await?;
+        let connection = self.connection().await?;
+        let mut call = keys.all(&REBUILD);
+        call.arg(epoch).arg(&connection.server).arg(available.get());
+        for hold in holds {
+            call.arg(hold.run_id.to_string())
+                .arg(hold.amount.get())
+                .arg(hold.key_fingerprint)
+                .arg(hold.payload.to_hex());
+        }
+        let reply: Vec<String> = invoke(connection, &call).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["set" | "older"] => Ok(()),
             _ => Err(unexpected(&reply)),
@@ -248,14 +239,11 @@ impl Budget {
     pub async fn inspect(&self, tenant_id: TenantId) -> Result<Inspection, Error> {
         type Reply = (String, String, String, u64, Vec<(String, i64)>, Vec<(String, String)>);
         let keys = Keys::of(tenant_id);
-        let ((epoch, server, available, now_ms, holds, admits), here): (Reply, String) = self
-            .call(async |connection| {
-                let mut call = INSPECT.prepare_invoke();
-                call.key(&keys.budget).key(&keys.holds).key(&keys.admits);
-                let reply: Reply = call.invoke_async(&mut connection.redis).await?;
-                Ok((reply, connection.server.clone()))
-            })
-            .await?;
+        let connection = self.connection().await?;
+        let here = connection.server.clone();
+        let mut call = INSPECT.prepare_invoke();
+        call.key(&keys.budget).key(&keys.holds).key(&keys.admits);
+        let (epoch, server, available, now_ms, holds, admits): Reply = invoke(connection, &call).await?;
         let budget = if epoch.is_empty() || server != here {
             None
         } else {
@@ -280,30 +268,40 @@ impl Budget {
     /// # Errors
     /// [`Error`]
     pub async fn ping(&self) -> Result<(), Error> {
-        self.call(async |connection| redis::cmd("PING").query_async::<String>(&mut connection.redis).await)
-            .await
-            .map(drop)
+        let mut connection = self.connection().await?;
+        let ping = redis::cmd("PING");
+        let answer = tokio::time::timeout(CALL_MAX, ping.query_async::<String>(&mut connection.redis)).await;
+        conclude(connection, answer).map(drop)
     }
 
-    /// Runs `work` on a connection, with a limit. A connection that failed or was too slow is closed.
-    async fn call<T>(
-        &self,
-        work: impl AsyncFnOnce(&mut Connection) -> Result<T, redis::RedisError>,
-    ) -> Result<T, Error> {
-        let mut connection = self.pool.get().await.map_err(|error| Error::Unavailable(error.into()))?;
-        let answer = tokio::time::timeout(CALL_MAX, work(&mut connection)).await;
-        match answer {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => {
-                drop(deadpool::managed::Object::take(connection));
-                Err(Error::Unavailable(error.into()))
-            }
-            Err(elapsed) => {
-                drop(deadpool::managed::Object::take(connection));
-                Err(Error::Unavailable(elapsed.into()))
-            }
-        }
+    async fn connection(&self) -> Result<Pooled, Error> {
+        self.pool.get().await.map_err(|error| Error::Unavailable(error.into()))
     }
+}
+
+type Pooled = deadpool::managed::Object<pool::Manager>;
+
+/// Runs a script, with a limit.
+async fn invoke<T: redis::FromRedisValue>(
+    mut connection: Pooled,
+    call: &redis::ScriptInvocation<'_>,
+) -> Result<T, Error> {
+    let answer = tokio::time::timeout(CALL_MAX, call.invoke_async(&mut connection.redis)).await;
+    conclude(connection, answer)
+}
+
+/// A connection that failed or was too slow is closed; another goes back to the pool.
+fn conclude<T>(
+    connection: Pooled,
+    answer: Result<Result<T, redis::RedisError>, tokio::time::error::Elapsed>,
+) -> Result<T, Error> {
+    let cause = match answer {
+        Ok(Ok(value)) => return Ok(value),
+        Ok(Err(error)) => anyhow::Error::from(error),
+        Err(elapsed) => elapsed.into(),
+    };
+    drop(Pooled::take(connection));
+    Err(Error::Unavailable(cause))
 }
 
 fn number(text: &str) -> Result<i64, Error> {

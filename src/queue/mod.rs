@@ -19,7 +19,7 @@ use aws_sdk_sqs::{
     },
 };
 
-use self::combine::Combine;
+use self::combine::{Combine, Turn};
 use crate::wire::message::RunMessage;
 
 /// How long one attempt of a call may take.
@@ -95,7 +95,16 @@ impl Queue {
     /// [`Error`]; it may have been sent.
     pub async fn send(&self, message: &RunMessage) -> Result<(), Error> {
         let body = serde_json::to_string(message).map_err(|error| Error::Unavailable(error.into()))?;
-        self.sends.run(body, async |bodies: &[String]| self.send_batch(bodies).await).await
+        let mut ticket = self.sends.enter(body);
+        loop {
+            match self.sends.turn(&mut ticket).await {
+                Turn::Answered(result) => return result,
+                Turn::Send(batch) => {
+                    let results = self.send_batch(&batch.items).await;
+                    batch.answer(results);
+                }
+            }
+        }
     }
 
     async fn send_batch(&self, bodies: &[String]) -> Vec<Result<(), Error>> {
@@ -151,7 +160,16 @@ impl Queue {
     /// # Errors
     /// [`Error`]; it may be gone.
     pub async fn delete(&self, receipt: &Receipt) -> Result<(), Error> {
-        self.deletes.run(receipt.clone(), async |receipts: &[Receipt]| self.delete_batch(receipts).await).await
+        let mut ticket = self.deletes.enter(receipt.clone());
+        loop {
+            match self.deletes.turn(&mut ticket).await {
+                Turn::Answered(result) => return result,
+                Turn::Send(batch) => {
+                    let results = self.delete_batch(&batch.items).await;
+                    batch.answer(results);
+                }
+            }
+        }
     }
 
     async fn delete_batch(&self, receipts: &[Receipt]) -> Vec<Result<(), Error>> {

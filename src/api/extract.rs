@@ -1,0 +1,92 @@
+//! What handlers are given: who calls, and the request's parts, with the house's errors.
+
+use std::{future::Future, pin::Pin};
+
+use actix_web::{
+    FromRequest, HttpRequest,
+    dev::Payload,
+    http::header,
+    web::{self, Data},
+};
+use serde_json::{Map, Value};
+
+use super::{
+    App,
+    context::ids,
+    problem::{Kind, Problem},
+};
+use crate::{
+    domain::{api_key::ApiKey, idempotency::IdempotencyKey},
+    pack::FieldError,
+    store,
+    wire::json,
+};
+
+/// The largest body.
+pub const BODY_BYTES_MAX: usize = 256 * 1024;
+
+/// Whoever holds the request's API key.
+pub struct Caller(pub store::Caller);
+
+impl FromRequest for Caller {
+    type Error = Problem;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            // One text, whatever was wrong with the key.
+            let refused = || Problem::new(Kind::Unauthorized, "The API key is missing or not valid.");
+            let app = app(&request)?;
+            let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+            let (scheme, key) = header.and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
+            let key: ApiKey = key.trim().parse().ok().filter(|_| scheme.eq_ignore_ascii_case("bearer")).ok_or_else(refused)?;
+            let found = app.caller(key.digest()).await;
+            let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
+            found.map(Self).ok_or_else(refused)
+        })
+    }
+}
+
+/// The application's state; it is always there.
+pub fn app(request: &HttpRequest) -> Result<Data<App>, Problem> {
+    request
+        .app_data::<Data<App>>()
+        .cloned()
+        .ok_or_else(|| Problem::new(Kind::Internal, "The request could not be completed."))
+}
+
+/// The request's idempotency key.
+///
+/// # Errors
+/// [`Problem`] when there is none, or more than one, or it is malformed.
+pub fn idempotency_key(request: &HttpRequest) -> Result<IdempotencyKey, Problem> {
+    let mut values = request.headers().get_all("Idempotency-Key");
+    let Some(value) = values.next() else {
+        return Err(Problem::new(Kind::KeyRequired, "Send a header Idempotency-Key."));
+    };
+    let bad = |detail: String| Problem::new(Kind::KeyInvalid, detail);
+    if values.next().is_some() {
+        return Err(bad("Send one Idempotency-Key only.".to_owned()));
+    }
+    let text = value.to_str().map_err(|_| bad("An Idempotency-Key is visible ASCII.".to_owned()))?;
+    IdempotencyKey::from_header(text).map_err(|error| bad(format!("{error}.")))
+}
+
+/// The JSON object in a request's body.
+///
+/// # Errors
+/// [`Problem`] when it is no JSON object, or nests too deeply.
+pub fn json_object(request: &HttpRequest, body: &web::Bytes) -> Result<Map<String, Value>, Problem> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if !media_type.eq_ignore_ascii_case("application/json") {
+        return Err(Problem::new(Kind::UnsupportedMediaType, "Send a header Content-Type: application/json."));
+    }
+    let bad = |detail: String| Problem::fields(Kind::InvalidRequest, vec![FieldError { pointer: String::new(), detail }]);
+    match json::parse(body) {
+        Ok(Value::Object(members)) => Ok(members),
+        Ok(_) => Err(bad("send a JSON object".to_owned())),
+        Err(error) => Err(bad(format!("not acceptable as JSON: {error}"))),
+    }
+}

@@ -1,0 +1,126 @@
+//! The HTTP API. The only module that knows actix-web.
+//!
+//! Handlers translate: they parse, call one flow, and show what it said. Flows run detached
+//! ([`crate::flow::Detached`]), so a client that hangs up never stops one.
+
+mod catalogue;
+mod context;
+mod extract;
+mod pages;
+pub mod problem;
+mod routes;
+mod runs;
+
+use std::{net::TcpListener, sync::Arc, time::Duration};
+
+use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, web};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::api_key::KeyDigest,
+    flow::{
+        self, Ctx, Detached,
+        probe::{self, Probe},
+    },
+    store,
+};
+
+/// How long a key's owner is remembered: a revoked key stops everywhere within this.
+const CALLER_TTL: Duration = Duration::from_secs(2);
+const CALLERS_MAX: u64 = 100_000;
+/// How long a probe's answer is given again, so that health checks do not become load.
+const PROBE_TTL: Duration = Duration::from_secs(1);
+/// How long a client may take to send its headers.
+const HEADERS_MAX: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// What both servers share. A macro, because the type of a server names its whole stack.
+macro_rules! start {
+    ($server:expr, $listener:expr, $grace:expr, $stop:expr) => {{
+        let server = $server
+            .client_request_timeout(HEADERS_MAX)
+            .keep_alive(KEEP_ALIVE)
+            .shutdown_timeout($grace.as_secs().max(1))
+            .shutdown_signal($stop.cancelled_owned());
+        Ok(server.listen($listener)?.run())
+    }};
+}
+
+/// What handlers act on.
+pub struct App {
+    cx: Arc<Ctx>,
+    detached: Detached,
+    public_url: String,
+    callers: moka::future::Cache<KeyDigest, Option<store::Caller>>,
+    probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
+}
+
+impl App {
+    /// The state of one server.
+    pub fn new(cx: Arc<Ctx>, detached: Detached, public_url: String) -> Self {
+        let callers = moka::future::Cache::builder().max_capacity(CALLERS_MAX).time_to_live(CALLER_TTL).build();
+        Self { cx, detached, public_url, callers, probed: tokio::sync::Mutex::default() }
+    }
+
+    /// Whose key this is. Without a query while it is remembered.
+    async fn caller(&self, digest: KeyDigest) -> Result<Option<store::Caller>, flow::Error> {
+        if let Some(caller) = self.callers.get(&digest).await {
+            return Ok(caller);
+        }
+        let cx = Arc::clone(&self.cx);
+        let caller = self.detached.run(async move { cx.store.find_caller(digest).await }).await;
+        let caller = caller.map_err(|panicked| store::Error::Query(panicked.into()))??;
+        self.callers.insert(digest, caller.clone()).await;
+        Ok(caller)
+    }
+
+    async fn probe(&self) -> Probe {
+        let mut probed = self.probed.lock().await;
+        if let Some((at, probe)) = &*probed
+            && at.elapsed() < PROBE_TTL
+        {
+            return probe.clone();
+        }
+        let cx = Arc::clone(&self.cx);
+        let down = Err("it cannot be asked");
+        let probe = self
+            .detached
+            .run(async move { probe::probe(&cx).await })
+            .await
+            .unwrap_or(Probe { database: down, redis: down, s3: down, sqs: down });
+        *probed = Some((tokio::time::Instant::now(), probe.clone()));
+        probe
+    }
+}
+
+/// Serves the API on `listener` until `stop`, then lets open requests end.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve(listener: TcpListener, app: App, grace: Duration, stop: CancellationToken) -> std::io::Result<Server> {
+    let app = web::Data::new(app);
+    let server = HttpServer::new(move || {
+        ActixApp::new()
+            .app_data(web::Data::clone(&app))
+            .app_data(web::PayloadConfig::new(extract::BODY_BYTES_MAX))
+            .configure(routes::api)
+            .wrap(from_fn(context::surround))
+    });
+    start!(server, listener, grace, stop)
+}
+
+/// Serves a process's metrics and health on `listener` until `stop`.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve_ops(listener: TcpListener, app: App, stop: CancellationToken) -> std::io::Result<Server> {
+    let app = web::Data::new(app);
+    let server = HttpServer::new(move || {
+        ActixApp::new()
+            .app_data(web::Data::clone(&app))
+            .configure(routes::ops)
+            .wrap(from_fn(context::surround))
+    })
+    .workers(1);
+    start!(server, listener, Duration::from_secs(1), stop)
+}

@@ -1,0 +1,233 @@
+//! Problems: one table, and the only road to an error body (RFC 9457).
+//!
+//! A handler returns a [`Problem`]; [`super::context`] adds the instance and the trace and writes the
+//! body, and turns every error answer that actix makes by itself into a problem too.
+
+use std::fmt;
+
+use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    domain::plan::PlanRefusal,
+    flow::{
+        self,
+        submit::{NotAccepted, Refusal},
+    },
+    pack::FieldError,
+};
+
+macro_rules! problems {
+    ($($kind:ident $status:ident $slug:literal $title:literal $advice:literal;)*) => {
+        /// Every kind of problem.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kind {
+            $(#[doc = $title] $kind,)*
+        }
+
+        impl Kind {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
+
+            /// The HTTP status.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$kind => StatusCode::$status,)* }
+            }
+
+            /// The last part of the problem's `type`.
+            pub const fn slug(self) -> &'static str {
+                match self { $(Self::$kind => $slug,)* }
+            }
+
+            /// What it is.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$kind => $title,)* }
+            }
+
+            /// What to do about it.
+            pub const fn advice(self) -> &'static str {
+                match self { $(Self::$kind => $advice,)* }
+            }
+        }
+    };
+}
+
+problems! {
+    InvalidRequest         BAD_REQUEST            "invalid-request"           "The request is malformed"                 "Mend the fields that `errors` names and send it again.";
+    KeyRequired            BAD_REQUEST            "idempotency-key-required"  "An Idempotency-Key is required"           "Send a header Idempotency-Key with a value of your own for each new run, such as a UUID.";
+    KeyInvalid             BAD_REQUEST            "idempotency-key-invalid"   "The Idempotency-Key is malformed"         "Use 1 to 255 visible ASCII characters.";
+    InvalidAmount          BAD_REQUEST            "invalid-amount"            "The amount is malformed"                  "Write US dollars as a string with at most 4 decimals, such as \"5.00\".";
+    Unauthorized           UNAUTHORIZED           "unauthorized"              "A valid API key is required"              "Send a header Authorization: Bearer with your API key. It may be mistyped, revoked or expired.";
+    TenantSuspended        FORBIDDEN              "tenant-suspended"          "The tenant is suspended"                  "Ask the operator. Runs can still be read.";
+    PackNotAllowed         FORBIDDEN              "pack-not-allowed"          "The plan does not include this pack"      "Choose another pack, or another plan.";
+    NotFound               NOT_FOUND              "not-found"                 "There is nothing here"                    "Check the path and the id.";
+    MethodNotAllowed       METHOD_NOT_ALLOWED     "method-not-allowed"        "The method is not allowed here"           "See the header Allow.";
+    RunExpired             GONE                   "run-expired"               "The run is past its retention"            "Its result has been deleted; what it cost is still in the books.";
+    PayloadTooLarge        PAYLOAD_TOO_LARGE      "payload-too-large"         "The body is too large"                    "Send at most 256 KiB.";
+    UnsupportedMediaType   UNSUPPORTED_MEDIA_TYPE "unsupported-media-type"    "The body is not JSON"                     "Send a header Content-Type: application/json.";
+    KeyReused              CONFLICT               "idempotency-key-reused"    "The Idempotency-Key was used for another payload" "Use a new key for a new run, and the same payload for a retry.";
+    RunNotCompleted        CONFLICT               "run-not-completed"         "The run has no result"                    "Wait until its status is COMPLETED; other ends have no result.";
+    BudgetExceeded         UNPROCESSABLE_ENTITY   "budget-exceeded"           "The budget does not cover this"           "Lower max_cost_usd, wait for open runs to return their holds, or deposit.";
+    MaxCostExceedsPlan     UNPROCESSABLE_ENTITY   "max-cost-exceeds-plan"     "max_cost_usd is above the plan's limit"   "Lower max_cost_usd, or choose another plan.";
+    MaxCostTooLow          UNPROCESSABLE_ENTITY   "max-cost-too-low"          "max_cost_usd does not cover the least that this run costs" "Raise max_cost_usd; you pay what the run uses.";
+    InvalidInputs          UNPROCESSABLE_ENTITY   "invalid-inputs"            "The pack does not accept these inputs"    "Mend the fields that `errors` names; GET /v1/packs/{pack_type} has the schema.";
+    UnknownPack            UNPROCESSABLE_ENTITY   "unknown-pack"              "No pack is sold under this name"          "GET /v1/packs lists what is sold.";
+    PackUnavailable        UNPROCESSABLE_ENTITY   "pack-unavailable"          "This deployment cannot serve these inputs" "See `detail`; ask the operator.";
+    Internal               INTERNAL_SERVER_ERROR  "internal-error"            "Something went wrong on our side"         "Try again with the same Idempotency-Key; name the trace_id when you ask us.";
+    Unavailable            SERVICE_UNAVAILABLE    "service-unavailable"       "The service is unavailable for a moment"  "Nothing was charged. Try again with the same Idempotency-Key after Retry-After seconds.";
+}
+
+/// An error answer in the making.
+#[derive(Debug)]
+pub struct Problem {
+    /// Which.
+    pub kind: Kind,
+    /// What exactly, for the caller.
+    pub detail: String,
+    /// Which fields were wrong.
+    pub errors: Vec<FieldError>,
+    /// Further members.
+    pub extra: Map<String, Value>,
+}
+
+/// When to come back after a 503, in seconds.
+pub const RETRY_AFTER_SECS: u32 = 1;
+
+impl Problem {
+    /// A problem of this kind.
+    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), errors: Vec::new(), extra: Map::new() }
+    }
+
+    /// A malformed request, with the fields that are wrong.
+    pub fn fields(kind: Kind, errors: Vec<FieldError>) -> Self {
+        let detail = errors.first().map_or_else(String::new, |first| {
+            let place = if first.pointer.is_empty() { "the body" } else { &first.pointer };
+            format!("{place}: {}", first.detail)
+        });
+        Self { errors, ..Self::new(kind, detail) }
+    }
+
+    /// What a run that is not there and one that is not the caller's both get: the same value.
+    pub fn no_such_run() -> Self {
+        Self::new(Kind::NotFound, "There is no such run.")
+    }
+
+    /// Something failed: logs the cause, once, and keeps it from the caller.
+    pub fn failed(error: impl Into<anyhow::Error>, passes: bool, trace_id: impl fmt::Display) -> Self {
+        let cause = format!("{:#}", error.into());
+        if passes {
+            tracing::warn!(%trace_id, error = cause, "a request met a dependency that is down");
+            Self::new(Kind::Unavailable, "A dependency of the service is down or slow; nothing was charged.")
+        } else {
+            tracing::error!(%trace_id, error = cause, "a request failed");
+            Self::new(Kind::Internal, "The request could not be completed.")
+        }
+    }
+
+    /// The problem of a failed flow.
+    pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
+        let passes = error.passes();
+        Self::failed(error, passes, trace_id)
+    }
+
+    /// The problem of a submit that was not accepted.
+    pub fn of_submit(error: NotAccepted, trace_id: impl fmt::Display) -> Self {
+        let refusal = match error {
+            NotAccepted::Failed(error) => return Self::of_flow(error, trace_id),
+            NotAccepted::Refused(refusal) => refusal,
+        };
+        metrics::counter!("dpp_submits_total", "outcome" => "refused").increment(1);
+        match refusal {
+            Refusal::KeyReused => {
+                Self::new(Kind::KeyReused, "This Idempotency-Key belongs to a submit with another payload.")
+            }
+            Refusal::Suspended => Self::new(Kind::TenantSuspended, "The tenant is suspended and cannot buy runs."),
+            Refusal::UnknownPack(known) => {
+                Self::new(Kind::UnknownPack, format!("The packs are: {}.", known.join(", ")))
+            }
+            Refusal::PackUnavailable(why) => Self::new(Kind::PackUnavailable, why),
+            Refusal::InvalidInputs(errors) => {
+                let inside = |error: FieldError| FieldError { pointer: format!("/inputs{}", error.pointer), ..error };
+                Self::fields(Kind::InvalidInputs, errors.into_iter().map(inside).collect())
+            }
+            Refusal::Plan(refusal) => Self::of_plan(&refusal),
+            Refusal::BudgetExceeded { available, requested } => {
+                let mut problem = Self::new(
+                    Kind::BudgetExceeded,
+                    format!("${requested} was asked for and ${available} is available."),
+                );
+                problem.extra.insert("available_usd".to_owned(), json!(available));
+                problem.extra.insert("requested_usd".to_owned(), json!(requested));
+                problem
+            }
+        }
+    }
+
+    fn of_plan(refusal: &PlanRefusal) -> Self {
+        let field = |kind, pointer: &str, detail: String| {
+            Self::fields(kind, vec![FieldError { pointer: pointer.to_owned(), detail }])
+        };
+        match refusal {
+            PlanRefusal::PackNotAllowed => {
+                Self::new(Kind::PackNotAllowed, "The tenant's plan does not include this pack.")
+            }
+            PlanRefusal::MaxCostExceedsPlan { limit } => {
+                field(Kind::MaxCostExceedsPlan, "/max_cost_usd", format!("the most that this plan allows is {limit}"))
+            }
+            PlanRefusal::MaxCostTooLow { least } => {
+                field(Kind::MaxCostTooLow, "/max_cost_usd", format!("the least that this run can cost is {least}"))
+            }
+            PlanRefusal::TimeboxOutOfRange { secs_max } => {
+                field(Kind::InvalidRequest, "/timebox_sec", format!("a whole number from 1 to {secs_max}"))
+            }
+        }
+    }
+
+    /// The body, for one request.
+    pub fn body(&self, public_url: &str, instance: &str, trace_id: impl fmt::Display) -> Value {
+        let mut body = Map::new();
+        body.insert("type".to_owned(), json!(format!("{public_url}/errors/{}", self.kind.slug())));
+        body.insert("title".to_owned(), json!(self.kind.title()));
+        body.insert("status".to_owned(), json!(self.kind.status().as_u16()));
+        body.insert("detail".to_owned(), json!(self.detail));
+        body.insert("instance".to_owned(), json!(instance));
+        body.insert("trace_id".to_owned(), json!(trace_id.to_string()));
+        if !self.errors.is_empty() {
+            body.insert("errors".to_owned(), json!(self.errors));
+        }
+        body.extend(self.extra.clone());
+        Value::Object(body)
+    }
+
+    /// The problem of an answer that actix made by itself.
+    pub fn of_status(status: StatusCode) -> Self {
+        let kind = match status {
+            StatusCode::NOT_FOUND => Kind::NotFound,
+            StatusCode::METHOD_NOT_ALLOWED => Kind::MethodNotAllowed,
+            StatusCode::PAYLOAD_TOO_LARGE => Kind::PayloadTooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Kind::UnsupportedMediaType,
+            StatusCode::UNAUTHORIZED => Kind::Unauthorized,
+            status if status.is_client_error() => Kind::InvalidRequest,
+            _ => Kind::Internal,
+        };
+        Self::new(kind, format!("{}.", kind.title()))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.slug(), self.detail)
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.kind.status()
+    }
+
+    /// Without a body: [`super::context`] writes it.
+    fn error_response(&self) -> HttpResponse {
+        HttpResponse::new(self.status_code())
+    }
+}

@@ -1,0 +1,27 @@
+//! Every path, in one screen.
+
+use actix_web::web::{ServiceConfig, get, post, resource};
+
+use super::{catalogue, pages, runs};
+
+/// The API's.
+pub(super) fn api(config: &mut ServiceConfig) {
+    config
+        .service(resource("/v1/runs").route(post().to(runs::submit)))
+        .service(resource("/v1/runs/{run_id}").route(get().to(runs::get)))
+        .service(resource("/v1/runs/{run_id}/result").route(get().to(runs::result)))
+        .service(resource("/v1/packs").route(get().to(catalogue::packs)))
+        .service(resource("/v1/packs/{pack_type}").route(get().to(catalogue::pack)))
+        .service(resource("/v1/budget").route(get().to(catalogue::budget)))
+        .service(resource("/errors/{slug}").route(get().to(pages::error)))
+        .service(resource("/health").route(get().to(pages::health)))
+        .service(resource("/readyz").route(get().to(pages::readyz)));
+}
+
+/// Those of a process's own port.
+pub(super) fn ops(config: &mut ServiceConfig) {
+    config
+        .service(resource("/metrics").route(get().to(pages::metrics)))
+        .service(resource("/health").route(get().to(pages::health)))
+        .service(resource("/readyz").route(get().to(pages::readyz)));
+}

@@ -1,0 +1,261 @@
+//! `/v1/runs`: parse, call one flow, show what it said.
+
+use actix_web::{
+    HttpRequest, HttpResponse, HttpResponseBuilder,
+    http::{StatusCode, header},
+    web::{self, Data},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    App,
+    context::{Ids, ids},
+    extract::{Caller, idempotency_key, json_object},
+    problem::{Kind, Problem},
+};
+use crate::{
+    domain::{
+        id::TenantId,
+        idempotency::PayloadHash,
+        money::{BadAmount, UsdMicros},
+        run::{Run, RunState},
+    },
+    flow::{
+        read::{self, Found, Link},
+        submit::{self, Accepted, Order},
+    },
+    pack::FieldError,
+};
+
+/// When to look at a new run again, in seconds.
+const POLL_AFTER_SECS: &str = "1";
+const METADATA_ENTRIES_MAX: usize = 50;
+const METADATA_KEY_CHARS_MAX: usize = 64;
+const METADATA_VALUE_CHARS_MAX: usize = 512;
+const PACK_TYPE_CHARS_MAX: usize = 64;
+
+/// `POST /v1/runs`
+pub async fn submit(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    body: web::Bytes,
+) -> Result<HttpResponse, Problem> {
+    let ids = ids(&request);
+    let key = idempotency_key(&request)?;
+    let members = json_object(&request, &body)?;
+    let order = order(members, key, &ids)?;
+    let cx = app.cx.clone();
+    let accepted = app.detached.run(async move { submit::submit(&cx, &caller.0, order).await }).await;
+    let accepted = accepted
+        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
+        .map_err(|error| Problem::of_submit(error, ids.trace_id))?;
+    let (run, replayed) = match accepted {
+        Accepted::New(run) => (run, false),
+        Accepted::Replayed(run) => (run, true),
+    };
+    let mut response = HttpResponse::Accepted();
+    response
+        .insert_header((header::LOCATION, format!("/v1/runs/{}", run.run_id)))
+        .insert_header((header::RETRY_AFTER, POLL_AFTER_SECS));
+    if replayed {
+        response.insert_header(("Idempotent-Replayed", "true"));
+    }
+    show(&app, &ids, response, run).await
+}
+
+/// `GET /v1/runs/{run_id}`
+pub async fn get(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    run_id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let ids = ids(&request);
+    let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
+    show(&app, &ids, HttpResponse::Ok(), run).await
+}
+
+/// `GET /v1/runs/{run_id}/result`
+pub async fn result(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller,
+    run_id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let ids = ids(&request);
+    let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
+    match link(&app, &ids, &run).await? {
+        Some(link) => Ok(HttpResponse::build(StatusCode::SEE_OTHER)
+            .insert_header((header::LOCATION, link.url))
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .finish()),
+        None => Err(Problem::new(
+            Kind::RunNotCompleted,
+            format!("The run is {}; only a COMPLETED run has a result.", run.state.status()),
+        )),
+    }
+}
+
+async fn find(app: &Data<App>, ids: &Ids, tenant_id: TenantId, run_id: &str) -> Result<Run, Problem> {
+    let Ok(run_id) = run_id.parse() else { return Err(Problem::no_such_run()) };
+    let cx = app.cx.clone();
+    let found = app.detached.run(async move { read::find(&cx, tenant_id, run_id).await }).await;
+    let found = found
+        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
+        .map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    match found {
+        Found::Here(run) => Ok(*run),
+        Found::Gone => Err(Problem::new(Kind::RunExpired, "The run is past its retention.")),
+        Found::Absent => Err(Problem::no_such_run()),
+    }
+}
+
+async fn link(app: &Data<App>, ids: &Ids, run: &Run) -> Result<Option<Link>, Problem> {
+    if run.result().is_none() {
+        return Ok(None);
+    }
+    let (cx, run) = (app.cx.clone(), run.clone());
+    app.detached
+        .run(async move { read::link(&cx, &run).await })
+        .await
+        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
+        .map_err(|error| Problem::of_flow(error, ids.trace_id))
+}
+
+async fn show(
+    app: &Data<App>,
+    ids: &Ids,
+    mut response: HttpResponseBuilder,
+    run: Run,
+) -> Result<HttpResponse, Problem> {
+    let link = link(app, ids, &run).await?;
+    response
+        .insert_header(("X-DPP-Cost-Reserved", run.reserved.to_string()))
+        .insert_header(("X-DPP-Cost-Minimum-Fee", run.minimum_fee.to_string()))
+        .insert_header((header::CACHE_CONTROL, "no-store"));
+    if let Some(charge) = run.state.charge() {
+        response.insert_header(("X-DPP-Cost-Actual", charge.to_string()));
+    }
+    Ok(response.json(run_json(&run, link.as_ref())))
+}
+
+/// The Run, as it is shown everywhere (CONTRACT §3).
+pub fn run_json(run: &Run, link: Option<&Link>) -> Value {
+    let end = run.state.end();
+    let error = match &run.state {
+        RunState::Failed { reason, .. } | RunState::Expired { reason, .. } => {
+            json!({"reason_code": reason.code, "detail": reason.detail})
+        }
+        _ => Value::Null,
+    };
+    json!({
+        "run_id": run.run_id,
+        "pack_type": run.pack_type,
+        "status": run.state.status(),
+        "money_state": run.state.money_state(),
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "completed_at": end.map(|end| end.completed_at),
+        "retention_until": end.map(|end| end.retention_until),
+        "reserved_cost_usd": run.reserved,
+        "actual_cost_usd": run.state.charge(),
+        "minimum_fee_usd": run.minimum_fee,
+        "result_url": link.map(|link| &link.url),
+        "result_url_expires_at": link.map(|link| link.expires_at),
+        "result_sha256": run.result().map(|result| &result.sha256),
+        "error": error,
+        "attempts": run.attempts,
+        "trace_id": run.trace_id,
+        "metadata": run.metadata,
+    })
+}
+
+/// Reads a submit's body; every field that is wrong is named.
+fn order(
+    mut members: Map<String, Value>,
+    idempotency_key: crate::domain::idempotency::IdempotencyKey,
+    ids: &Ids,
+) -> Result<Order, Problem> {
+    let payload = PayloadHash::of(&Value::Object(members.clone()));
+    let mut errors = Vec::new();
+    let mut wrong = |pointer: &str, detail: &str| {
+        errors.push(FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() });
+    };
+    let pack_type = match members.remove("pack_type") {
+        Some(Value::String(text)) if (1..=PACK_TYPE_CHARS_MAX).contains(&text.len()) => text,
+        Some(_) => {
+            wrong("/pack_type", "the name of a pack, such as \"decision\"");
+            String::new()
+        }
+        None => {
+            wrong("/pack_type", "is required: the name of a pack, such as \"decision\"");
+            String::new()
+        }
+    };
+    let inputs = match members.remove("inputs") {
+        Some(inputs @ Value::Object(_)) => inputs,
+        Some(_) => {
+            wrong("/inputs", "an object");
+            Value::Null
+        }
+        None => {
+            wrong("/inputs", "is required: an object");
+            Value::Null
+        }
+    };
+    let max_cost = members.remove("max_cost_usd");
+    let timebox_secs = match members.remove("timebox_sec") {
+        None => None,
+        Some(value) => match value.as_i64() {
+            Some(secs) if secs > 0 => Some(secs),
+            _ => {
+                wrong("/timebox_sec", "a whole number of seconds, at least 1");
+                None
+            }
+        },
+    };
+    let metadata = match members.remove("metadata") {
+        None => Value::Object(Map::new()),
+        Some(value) => {
+            if let Err(detail) = judge_metadata(&value) {
+                wrong("/metadata", detail);
+            }
+            value
+        }
+    };
+    if max_cost.is_none() {
+        wrong("/max_cost_usd", "is required: US dollars as a string, such as \"5.00\"");
+    }
+    for name in members.keys() {
+        let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
+        wrong(&pointer, "is not a field of this request: pack_type, inputs, max_cost_usd, timebox_sec and metadata are");
+    }
+    if !errors.is_empty() {
+        return Err(Problem::fields(Kind::InvalidRequest, errors));
+    }
+    let max_cost = amount(max_cost.as_ref())?;
+    Ok(Order { pack_type, inputs, max_cost, timebox_secs, metadata, idempotency_key, payload, trace_id: ids.trace_id })
+}
+
+fn amount(value: Option<&Value>) -> Result<UsdMicros, Problem> {
+    let parsed = match value {
+        Some(Value::String(text)) => text.parse(),
+        _ => Err(BadAmount::Malformed),
+    };
+    parsed.map_err(|bad| {
+        let error = FieldError { pointer: "/max_cost_usd".to_owned(), detail: bad.to_string() };
+        Problem::fields(Kind::InvalidAmount, vec![error])
+    })
+}
+
+fn judge_metadata(value: &Value) -> Result<(), &'static str> {
+    const RIGHT: &str = "an object of at most 50 strings: names of up to 64 characters, values of up to 512";
+    let Value::Object(entries) = value else { return Err(RIGHT) };
+    let sound = entries.len() <= METADATA_ENTRIES_MAX
+        && entries.iter().all(|(name, value)| {
+            name.chars().count() <= METADATA_KEY_CHARS_MAX
+                && value.as_str().is_some_and(|text| text.chars().count() <= METADATA_VALUE_CHARS_MAX)
+        });
+    if sound { Ok(()) } else { Err(RIGHT) }
+}
