@@ -1,0 +1,109 @@
+//! The beat: renews all of a worker's leases in one statement, and their messages' hiding with them.
+//! A run whose lease is gone is stopped.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        id::{LeaseToken, RunId},
+        run::Leased,
+    },
+    flow::Ctx,
+    queue::Receipt,
+};
+
+/// The leases that this worker holds.
+#[derive(Clone, Default)]
+pub(super) struct Leases(Arc<Mutex<HashMap<RunId, Held>>>);
+
+struct Held {
+    token: LeaseToken,
+    receipt: Receipt,
+    /// After this the reaper may have given the run away, whatever the last beat said.
+    until: Instant,
+    lost: CancellationToken,
+}
+
+impl Leases {
+    fn held(&self) -> MutexGuard<'_, HashMap<RunId, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to renew a lease. The token is cancelled when the lease is found gone.
+    pub(super) fn enter(&self, run: &Leased, receipt: Receipt, lease: Duration) -> CancellationToken {
+        let lost = CancellationToken::new();
+        let held = Held { token: run.token, receipt, until: Instant::now() + lease, lost: lost.clone() };
+        self.held().insert(run.run_id, held);
+        lost
+    }
+
+    /// Ends the renewal of the lease that `run` is.
+    pub(super) fn leave(&self, run: &Leased) {
+        let mut held = self.held();
+        if held.get(&run.run_id).is_some_and(|lease| lease.token == run.token) {
+            held.remove(&run.run_id);
+        }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.held().len()
+    }
+}
+
+/// Beats until `stop`.
+pub(super) async fn run(cx: Arc<Ctx>, leases: Leases, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(cx.pace.heartbeat);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        once(&cx, &leases).await;
+    }
+}
+
+/// One beat.
+async fn once(cx: &Ctx, leases: &Leases) {
+    let (mine, receipts): (Vec<_>, Vec<_>) =
+        leases.held().iter().map(|(run, held)| ((*run, held.token), held.receipt.clone())).unzip();
+    metrics::gauge!("dpp_worker_slots_busy").set(u32::try_from(mine.len()).unwrap_or(u32::MAX));
+    if mine.is_empty() {
+        return;
+    }
+    let began = Instant::now();
+    // The queue must not delay the database: a lease that is not renewed in time is lost.
+    let (renewed, hidden) =
+        tokio::join!(cx.store.beat(&mine, cx.pace.lease), cx.queue.hide(&receipts, cx.pace.lease));
+    if let Err(error) = hidden {
+        tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot keep messages hidden");
+    }
+    let renewed = match renewed {
+        Ok(renewed) => Some(renewed),
+        Err(error) => {
+            tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot renew leases");
+            None
+        }
+    };
+    let mut held = leases.held();
+    for (run, token) in mine {
+        let Some(lease) = held.get_mut(&run).filter(|lease| lease.token == token) else { continue };
+        match &renewed {
+            Some(renewed) if renewed.contains(&run) => lease.until = began + cx.pace.lease,
+            Some(_) => lose(run, lease, "its lease is gone"),
+            None if Instant::now() >= lease.until => lose(run, lease, "its lease could not be renewed in time"),
+            None => {}
+        }
+    }
+}
+
+fn lose(run: RunId, lease: &Held, why: &str) {
+    // A run that claims its finish between the beat's list and its statement has no lease either;
+    // its slot no longer listens.
+    tracing::info!(run_id = %run, why, "stopping a run");
+    metrics::counter!("dpp_leases_lost_total").increment(1);
+    lease.lost.cancel();
+}

@@ -1,0 +1,121 @@
+//! One run in work, from its lease to its message's end.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt as _;
+use tokio_util::sync::CancellationToken;
+
+use super::beat::Leases;
+use crate::{
+    domain::{
+        price::Meter,
+        run::{Leased, Reason},
+    },
+    flow::{
+        Ctx, Error,
+        finish::{self, Finish},
+    },
+    pack::{Failure, Job, Product},
+    queue::Receipt,
+};
+
+/// How the work came out.
+enum Work {
+    Done(Product),
+    Failed(Reason),
+    /// The lease is somebody else's.
+    LeaseLost,
+    /// The worker must stop now.
+    Stopped,
+}
+
+/// Works on a leased run.
+pub(super) async fn run(
+    cx: Arc<Ctx>,
+    run: Leased,
+    receipt: Receipt,
+    leases: Leases,
+    lost: CancellationToken,
+    hard: CancellationToken,
+) {
+    let meter = Meter::new(run.reserved);
+    let started = std::time::Instant::now();
+    let (work, version) = work(&cx, &run, &meter, &lost, &hard).await;
+    metrics::histogram!("dpp_run_seconds", "pack" => run.pack_type.clone()).record(started.elapsed());
+    let finished = match work {
+        #[expect(clippy::disallowed_methods, reason = "shown in the envelope; nothing is judged by it")]
+        Work::Done(product) => {
+            finish::finish(&cx, &run, version, &product, meter.used(), chrono::Utc::now()).await
+        }
+        Work::Failed(reason) => finish::fail(&cx, &run, meter.used(), reason).await,
+        Work::LeaseLost => Ok(Finish::Lost),
+        Work::Stopped => return hand_back(&cx, &run, &receipt, &leases).await,
+    };
+    leases.leave(&run);
+    match finished {
+        Ok(Finish::Ended | Finish::Lost) => {
+            if let Err(error) = cx.queue.delete(&receipt).await {
+                tracing::warn!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
+                    error = format!("{:#}", anyhow::Error::from(error)), "cannot delete a message; it comes again and is deleted then");
+            }
+        }
+        Err(error) => unfinished(&run, error),
+    }
+}
+
+fn unfinished(run: &Leased, error: Error) {
+    tracing::error!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
+        error = format!("{:#}", anyhow::Error::from(error)), "a run could not be finished; the reaper will");
+}
+
+async fn hand_back(cx: &Ctx, run: &Leased, receipt: &Receipt, leases: &Leases) {
+    let handed = finish::hand_back(cx, run).await;
+    leases.leave(run);
+    let shown = match handed {
+        Ok(Finish::Ended) => cx.queue.hide(std::slice::from_ref(receipt), Duration::ZERO).await,
+        Ok(Finish::Lost) => cx.queue.delete(receipt).await,
+        Err(error) => return unfinished(run, error),
+    };
+    if let Err(error) = shown {
+        tracing::warn!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
+            error = format!("{:#}", anyhow::Error::from(error)), "cannot show a message again; it shows itself later");
+    }
+}
+
+/// Runs the pack within its timebox, for as long as the lease is ours.
+async fn work<'a>(
+    cx: &'a Ctx,
+    run: &Leased,
+    meter: &Meter,
+    lost: &CancellationToken,
+    hard: &CancellationToken,
+) -> (Work, &'a str) {
+    let Some(pack) = cx.packs.find(&run.pack_type) else {
+        // This worker is older or younger than the API; another may know the pack.
+        tracing::error!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
+            pack_type = run.pack_type, "this worker does not know the pack; handing the run back");
+        return (Work::Stopped, "");
+    };
+    let timebox = Duration::from_secs(u64::from(run.timebox_secs.unsigned_abs()));
+    let deadline = tokio::time::Instant::now() + timebox;
+    let job = Job { inputs: run.inputs.clone(), deadline, meter: meter.clone() };
+    let product = AssertUnwindSafe(pack.run(job)).catch_unwind();
+    let work = tokio::select! {
+        biased;
+        () = lost.cancelled() => Work::LeaseLost,
+        () = hard.cancelled() => Work::Stopped,
+        product = tokio::time::timeout_at(deadline, product) => match product {
+            Ok(Ok(Ok(product))) => Work::Done(product),
+            Ok(Ok(Err(Failure { reason_code, detail }))) => {
+                Work::Failed(Reason { code: reason_code.to_owned(), detail })
+            }
+            Ok(Err(_)) => {
+                tracing::error!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
+                    pack_type = run.pack_type, "a pack panicked");
+                Work::Failed(Reason::pack_crashed())
+            }
+            Err(_) => Work::Failed(Reason::timed_out(run.timebox_secs)),
+        },
+    };
+    (work, pack.terms().version)
+}
