@@ -7,6 +7,7 @@
 //! quietly ignored. Neither is fit for anything but development: no TLS, no tenants, one machine.
 
 mod http;
+pub mod s3;
 pub mod sqs;
 
 use md5::{Digest, Md5};

@@ -15,8 +15,9 @@
 mod error;
 mod queue;
 mod settings;
+mod wire;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,8 +27,6 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -35,6 +34,10 @@ use uuid::Uuid;
 use self::error::{Code, Error};
 use self::queue::{Handle, Message, Queue};
 use self::settings::{Settings, arn};
+use self::wire::{
+    Batch, CreateQueue, GetQueueAttributes, GetQueueUrl, Hide, ListQueues, OneOf, OnlyQueue, Outgoing,
+    ReceiveMessage, Received, SetQueueAttributes, parse, seconds, within,
+};
 use super::http::Server;
 
 /// The limits of AWS.
@@ -42,10 +45,8 @@ const VISIBILITY_SEC_MAX: u32 = 43_200;
 const DELAY_SEC_MAX: u32 = 900;
 const WAIT_SEC_MAX: u32 = 20;
 const MESSAGE_BYTES_MAX: u32 = 1_048_576;
-const BATCH_ENTRIES_MAX: usize = 10;
 const BATCH_BYTES_MAX: usize = 1_048_576;
 const NAME_BYTES_MAX: usize = 80;
-const BATCH_ID_BYTES_MAX: usize = 80;
 
 /// JSON escapes can make a message of 1 MiB three times as long (`\u` and four digits for a
 /// character of two bytes).
@@ -424,46 +425,6 @@ impl ReceiveMessage {
     }
 }
 
-impl<T> Batch<T> {
-    /// Runs `one` on each entry by itself: what fails, fails alone.
-    fn each(&self, mut one: impl FnMut(&T) -> Result<Value, Error>) -> Result<Value, Error> {
-        if self.entries.is_empty() {
-            let message = "There should be at least one entry in the request.";
-            return Err(Error::new(Code::EmptyBatchRequest, message));
-        }
-        if BATCH_ENTRIES_MAX < self.entries.len() {
-            let message = format!("Maximum number of entries per request are {BATCH_ENTRIES_MAX}.");
-            return Err(Error::new(Code::TooManyEntriesInBatchRequest, message));
-        }
-        let mut ids = HashSet::new();
-        for Entry { id, .. } in &self.entries {
-            let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            if id.is_empty() || BATCH_ID_BYTES_MAX < id.len() || !id.bytes().all(valid) {
-                let message = "A batch entry id can only contain alphanumeric characters, hyphens and \
-                               underscores. It can be at most 80 letters long.";
-                return Err(Error::new(Code::InvalidBatchEntryId, message));
-            }
-            if !ids.insert(id) {
-                return Err(Error::new(Code::BatchEntryIdsNotDistinct, format!("Id {id} repeated.")));
-            }
-        }
-        let (mut successful, mut failed) = (Vec::new(), Vec::new());
-        for Entry { id, item } in &self.entries {
-            match one(item) {
-                Ok(mut done) => {
-                    done["Id"] = json!(id);
-                    successful.push(done);
-                }
-                Err(Error { code, message }) => {
-                    let (code, ..) = code.names();
-                    failed.push(json!({ "Id": id, "SenderFault": true, "Code": code, "Message": message }));
-                }
-            }
-        }
-        Ok(json!({ "Successful": successful, "Failed": failed }))
-    }
-}
-
 /// The target of a redrive policy must exist, as on AWS, or messages would have nowhere to go.
 fn require_target(settings: &Settings, exists: impl FnOnce(&str) -> bool) -> Result<(), Error> {
     match &settings.redrive {
@@ -479,21 +440,6 @@ fn wanted(names: &[String], name: &str) -> bool {
     names.iter().any(|wanted| wanted == "All" || wanted == name)
 }
 
-fn within(parameter: &str, value: Option<i64>, least: u32, most: u32) -> Result<Option<u32>, Error> {
-    let Some(value) = value else { return Ok(None) };
-    match u32::try_from(value) {
-        Ok(valid) if least <= valid && valid <= most => Ok(Some(valid)),
-        Ok(_) | Err(_) => {
-            let reason = format!("Must be >= {least} and <= {most}, if provided.");
-            Err(Error::invalid_value(parameter, value, &reason))
-        }
-    }
-}
-
-fn seconds(parameter: &str, value: Option<i64>, most: u32) -> Result<Option<Duration>, Error> {
-    Ok(within(parameter, value, 0, most)?.map(|seconds| Duration::from_secs(seconds.into())))
-}
-
 fn no_queue() -> Error {
     Error::new(Code::QueueDoesNotExist, "The specified queue does not exist.")
 }
@@ -502,112 +448,4 @@ fn no_queue() -> Error {
 fn epoch_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).or_else(|error| Err(Error::new(Code::Serialization, error.to_string())))
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct CreateQueue {
-    queue_name: String,
-    #[serde(default)]
-    attributes: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GetQueueUrl {
-    queue_name: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct GetQueueAttributes {
-    queue_url: String,
-    #[serde(default)]
-    attribute_names: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct SetQueueAttributes {
-    queue_url: String,
-    attributes: BTreeMap<String, String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ListQueues {
-    #[serde(default)]
-    queue_name_prefix: String,
-    max_results: Option<i64>,
-    next_token: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct OnlyQueue {
-    queue_url: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct ReceiveMessage {
-    queue_url: String,
-    max_number_of_messages: Option<i64>,
-    visibility_timeout: Option<i64>,
-    wait_time_seconds: Option<i64>,
-    #[serde(default)]
-    attribute_names: Vec<String>,
-    #[serde(default)]
-    message_system_attribute_names: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct OneOf<T> {
-    queue_url: String,
-    #[serde(flatten)]
-    item: T,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Batch<T> {
-    queue_url: String,
-    entries: Vec<Entry<T>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Entry<T> {
-    id: String,
-    #[serde(flatten)]
-    item: T,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Outgoing {
-    message_body: String,
-    delay_seconds: Option<i64>,
-    #[serde(default)]
-    message_attributes: Map<String, Value>,
-    #[serde(default)]
-    message_system_attributes: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Received {
-    receipt_handle: String,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Hide {
-    receipt_handle: String,
-    visibility_timeout: Option<i64>,
 }
