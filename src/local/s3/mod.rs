@@ -28,7 +28,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::StreamExt;
 use hyper::body::Bytes;
-use s3s::auth::SimpleAuth;
+use s3s::auth::{S3Auth, SecretKey};
 use s3s::crypto::{Checksum, Crc32, Crc32c, Crc64Nvme, Md5, Sha1, Sha256};
 use s3s::dto::*;
 use s3s::service::S3ServiceBuilder;
@@ -63,7 +63,7 @@ impl LocalS3 {
         secret_key: &str,
     ) -> anyhow::Result<LocalS3> {
         let mut service = S3ServiceBuilder::new(Disk { store: Arc::new(Store::open(data_dir)?) });
-        service.set_auth(SimpleAuth::from_single(access_key, secret_key));
+        service.set_auth(OneKey(access_key.to_owned(), secret_key.into()));
         Ok(LocalS3 { server: Server::start(listener, service.build())? })
     }
 
@@ -75,6 +75,18 @@ impl LocalS3 {
     /// Stops, and returns once no connection and no task is left.
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+}
+
+/// The one pair of keys. (`SimpleAuth` of `s3s` does the same, but calls an unknown key
+/// `NotSignedUp`.)
+struct OneKey(String, SecretKey);
+
+#[async_trait]
+impl S3Auth for OneKey {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        let OneKey(known, secret) = self;
+        if access_key == known { Ok(secret.clone()) } else { Err(s3_error!(InvalidAccessKeyId)) }
     }
 }
 
