@@ -116,7 +116,7 @@ impl S3 for Disk {
         let bucket = req.input.bucket;
         let location = Some(format!("/{bucket}"));
         self.blocking(move |store| Ok(store.create_bucket(&bucket)?)).await?;
-        Ok(S3Response::new(CreateBucketOutput { location, ..Default::default() }))
+        Ok(S3Response::new(CreateBucketOutput { location }))
     }
 
     async fn head_bucket(&self, req: S3Request<HeadBucketInput>) -> S3Result<S3Response<HeadBucketOutput>> {

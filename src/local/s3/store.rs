@@ -109,9 +109,9 @@ impl Store {
     }
 
     pub(super) fn create_bucket(&self, bucket: &str) -> Result<(), Error> {
-        fs::create_dir(self.root.join(bucket)).or_else(|error| match error.kind() {
-            ErrorKind::AlreadyExists => Err(Error::BucketExists),
-            _ => Err(error.into()),
+        fs::create_dir(self.root.join(bucket)).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => Error::BucketExists,
+            _ => error.into(),
         })
     }
 
@@ -251,10 +251,10 @@ impl Store {
 
 impl Object {
     fn open(path: &Path) -> Result<Object, Error> {
-        let file = File::open(path).or_else(|error| match error.kind() {
-            ErrorKind::NotFound => Err(Error::NoSuchKey),
-            ErrorKind::InvalidFilename => Err(Error::NoSuchKey),
-            _ => Err(error.into()),
+        let file = File::open(path).map_err(|error| match error.kind() {
+            // A name too long for the file system was never put.
+            ErrorKind::NotFound | ErrorKind::InvalidFilename => Error::NoSuchKey,
+            _ => error.into(),
         })?;
         let metadata = file.metadata()?;
         let mut reader = BufReader::new(file);
@@ -326,7 +326,7 @@ fn decode(entry: &DirEntry) -> Option<(String, bool)> {
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
         bytes.push(u8::from_str_radix(part.get(..2)?, 16).ok()?);
-        bytes.extend_from_slice(part[2..].as_bytes());
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
     }
     Some((String::from_utf8(bytes).ok()?, is_object))
 }

@@ -158,7 +158,7 @@ impl<T> Batch<T> {
 }
 
 pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(body).or_else(|error| Err(Error::new(Code::Serialization, error.to_string())))
+    serde_json::from_slice(body).map_err(|error| Error::new(Code::Serialization, error.to_string()))
 }
 
 pub(super) fn within(
