@@ -94,13 +94,14 @@ impl Queue {
         state.promote(now);
         let due_sooner =
             state.next_due().is_some_and(|due| due_before.is_none_or(|due_before| due < due_before));
-        let some_ready = !state.ready.is_empty();
+        // At the cap nobody can take any: to wake them would only make them spin.
+        let some_to_take = !state.ready.is_empty() && state.in_flight.len() < IN_FLIGHT_MAX;
         drop(state);
         if due_sooner {
             // All who wait sleep until the deadline that they saw: let them see the new one.
             self.wake.notify_waiters();
         }
-        if some_ready {
+        if some_to_take {
             // One is enough: who leaves messages behind comes through here and wakes the next.
             self.wake.notify_one();
         }

@@ -129,6 +129,20 @@ async fn sqs_gives_nothing_to_who_hung_up() -> Result<()> {
     Ok(())
 }
 
+/// AWS leaves it open what a stale handle deletes; here it never deletes what is another's by now.
+#[tokio::test(flavor = "multi_thread")]
+async fn sqs_deletes_nothing_by_a_stale_handle() -> Result<()> {
+    let server = LocalSqs::start(loopback().await?).await?;
+    let queue = sqs::Context::new(&server.endpoint(), local_credentials()).queue(&[]).await?;
+    queue.send("kept").await?;
+    let stale = queue.receive_one(0).await?;
+    let fresh = queue.receive_one(1).await?;
+    queue.delete(&stale).await?;
+    let again = queue.receive_one(600).await?;
+    ensure!(again.message_id() == fresh.message_id(), "{again:?}");
+    Ok(())
+}
+
 /// Dropping the handle is enough: a poll in flight ends, the port is free again.
 #[tokio::test(flavor = "multi_thread")]
 async fn sqs_stops_when_dropped() -> Result<()> {

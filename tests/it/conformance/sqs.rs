@@ -134,7 +134,7 @@ impl Queue {
         Ok(())
     }
 
-    async fn delete(&self, message: &Message) -> Result<()> {
+    pub(super) async fn delete(&self, message: &Message) -> Result<()> {
         self.client.delete_message().queue_url(&self.url).receipt_handle(handle(message)?).send().await?;
         Ok(())
     }
