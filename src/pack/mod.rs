@@ -5,6 +5,7 @@
 //! [`Registry`], so a type that can be bought can be worked on.
 
 pub mod decision;
+mod fields;
 pub mod url;
 
 use std::{future::Future, pin::Pin, sync::Arc};

@@ -1,1 +1,0 @@
-//! Multi-criteria decision analysis.

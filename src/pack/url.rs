@@ -1,1 +1,0 @@
-//! Fetches and analyses a public web page.
