@@ -80,11 +80,7 @@ impl Settings {
     /// # Errors
     /// [`Error`] with every wrong setting.
     pub fn load() -> Result<Self, Error> {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-        let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        Self::resolve(&environment)
+        Self::resolve(&environment())
     }
 
     /// The settings of a process with this environment.
@@ -307,6 +303,14 @@ impl Settings {
             text
         })
     }
+}
+
+/// The environment of this process: the one place that reads it.
+#[expect(clippy::disallowed_methods, reason = "this is the door through which the environment comes in")]
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 fn overlay_file(values: &mut BTreeMap<&'static str, String>, path: &PathBuf, wrong: &mut Vec<String>) {

@@ -6,8 +6,12 @@
 //! independent server. What they lack, each module says, and what is lacking is refused, never
 //! quietly ignored. Neither is fit for anything but development: no TLS, no tenants, one machine.
 
+pub mod child;
 mod http;
+pub mod postgres;
+pub mod redis;
 pub mod s3;
+pub mod services;
 pub mod sqs;
 
 use md5::{Digest, Md5};

@@ -108,3 +108,17 @@ impl Lifecycle {
         Ok(!self.failed.load(Ordering::Relaxed))
     }
 }
+
+/// Waits for a signal that asks the process to end.
+///
+/// # Errors
+/// When signals cannot be heard.
+pub async fn interrupted() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

@@ -29,7 +29,7 @@ fn begin(settings: &Settings, role: &'static str) -> anyhow::Result<()> {
 pub async fn serve(settings: &Settings) -> anyhow::Result<bool> {
     begin(settings, "serve")?;
     parts::require_schema(settings).await?;
-    let cx = parts::shared_context(settings).await?;
+    let cx = Arc::new(parts::context(settings, &parts::aws().await)?);
     let life = Lifecycle::new(settings.shutdown_grace());
     start_ops(settings, &cx, &life)?;
     start_api(settings, &cx, &life)?;
@@ -43,7 +43,7 @@ pub async fn serve(settings: &Settings) -> anyhow::Result<bool> {
 pub async fn work(settings: &Settings) -> anyhow::Result<bool> {
     begin(settings, "work")?;
     parts::require_schema(settings).await?;
-    let cx = parts::shared_context(settings).await?;
+    let cx = Arc::new(parts::context(settings, &parts::aws().await)?);
     let life = Lifecycle::new(settings.shutdown_grace());
     start_ops(settings, &cx, &life)?;
     start_worker(settings, &cx, &life);
@@ -57,7 +57,7 @@ pub async fn work(settings: &Settings) -> anyhow::Result<bool> {
 pub async fn reap(settings: &Settings) -> anyhow::Result<bool> {
     begin(settings, "reap")?;
     parts::require_schema(settings).await?;
-    let cx = parts::shared_context(settings).await?;
+    let cx = Arc::new(parts::context(settings, &parts::aws().await)?);
     let life = Lifecycle::new(settings.shutdown_grace());
     start_ops(settings, &cx, &life)?;
     start_reaper(&cx, &life);

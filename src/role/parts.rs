@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_smithy_http_client::tls;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use crate::{
     budget::Budget,
@@ -20,8 +20,7 @@ use crate::{
 ///
 /// # Errors
 /// When a setting is missing.
-pub async fn context(settings: &Settings) -> anyhow::Result<Ctx> {
-    let aws = aws().await;
+pub fn context(settings: &Settings, aws: &SdkConfig) -> anyhow::Result<Ctx> {
     let (database_url, connections_max) = settings.database()?;
     let (redis_url, redis_password, redis_max) = settings.redis()?;
     let (sqs_endpoint, queue_url, dlq_url) = settings.queue()?;
@@ -29,30 +28,34 @@ pub async fn context(settings: &Settings) -> anyhow::Result<Ctx> {
     Ok(Ctx {
         store: Store::new(&database_url, connections_max)?,
         budget: Budget::new(&redis_url, redis_password.as_ref(), redis_max)?,
-        queue: Queue::new(&aws, sqs_endpoint.as_deref(), queue_url, dlq_url),
-        results: Results::new(&aws, s3_endpoint.as_deref(), bucket),
-        packs: packs(settings)?,
+        queue: Queue::new(aws, sqs_endpoint.as_deref(), queue_url, dlq_url),
+        results: Results::new(aws, s3_endpoint.as_deref(), bucket),
+        packs: packs(settings),
         pace: settings.pace(),
         crash: crash(),
     })
 }
 
 /// The one list of packs: what the API sells is what the worker works on.
-fn packs(settings: &Settings) -> anyhow::Result<Registry> {
+fn packs(settings: &Settings) -> Registry {
     let (allow_loopback, extra_ports) = settings.url_pack();
     let access = Access { allow_loopback, extra_ports };
-    Ok(Registry::new(vec![
+    Registry::new(vec![
         Box::new(pack::decision::DecisionPack::new()),
-        Box::new(pack::url::UrlPack::new(access).context("cannot build the url pack")?),
-    ]))
+        Box::new(pack::url::UrlPack::new(access, Arc::new(pack::url::SystemDns))),
+    ])
 }
 
-/// Region and credentials from the usual AWS chain, over rustls with ring.
+/// Region and credentials from the usual AWS chain.
 pub async fn aws() -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
+    aws_config::defaults(BehaviorVersion::latest()).http_client(http_client()).load().await
+}
+
+/// How the AWS SDK speaks HTTP: over rustls with ring.
+pub fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .build_https();
-    aws_config::defaults(BehaviorVersion::latest()).http_client(http).load().await
+        .build_https()
 }
 
 /// Refuses to go on with a database that this build does not know.
@@ -87,12 +90,4 @@ fn crash() -> Crash {
         }
     }
     crash
-}
-
-/// The same, to be shared.
-///
-/// # Errors
-/// When a setting is missing.
-pub async fn shared_context(settings: &Settings) -> anyhow::Result<Arc<Ctx>> {
-    Ok(Arc::new(context(settings).await?))
 }

@@ -147,7 +147,7 @@ impl S3 for Disk {
             }
         };
         let metadata = input.metadata.take().unwrap_or_default();
-        if METADATA_BYTES_MAX < metadata.iter().map(|(name, value)| name.len() + value.len()).sum() {
+        if METADATA_BYTES_MAX < metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() {
             return Err(s3_error!(MetadataTooLarge));
         }
         let bytes = collect(input.body.take(), input.content_length).await?;

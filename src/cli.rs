@@ -1,0 +1,325 @@
+//! The command line: its grammar, and which role or command each word is. No logic.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{self, Settings},
+    domain::{id::KeyId, money::UsdMicros},
+    role::{
+        self,
+        admin::{self, Output},
+    },
+};
+
+/// DPP, the Decision Pack Platform: paid units of work for AI agents, each with a hard price cap.
+///
+/// Settings come from config/default.toml, config/$DPP_ENV.toml and the environment;
+/// `dpp doctor` says what is wrong with them.
+#[derive(Debug, Parser)]
+#[command(name = "dpp", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything on one machine: services, API, worker, reaper, a tenant with $100.00 and a key.
+    #[cfg(feature = "dev")]
+    Dev(DevArgs),
+    /// The API. SIGTERM drains.
+    Serve,
+    /// A worker. SIGTERM drains, then hands back what is left.
+    Work,
+    /// A reaper: repairs what the dead left. Several are safe.
+    Reap,
+    /// Applies pending migrations.
+    Migrate {
+        /// Only compares: exit 1 when the database and this build differ.
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Tenants.
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// API keys.
+    #[command(subcommand)]
+    Key(Key),
+    /// Plans.
+    #[command(subcommand)]
+    Plan(Plan),
+    /// Budgets.
+    #[command(subcommand)]
+    Budget(Budget),
+    /// Proves the money: ledger against runs, Redis and, where asked, S3. Exit 0 balanced, 1 not, 2
+    /// could not look.
+    Audit {
+        /// Also reads every kept result and compares its receipt and its bytes.
+        #[arg(long)]
+        receipts: bool,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Says which setting or dependency is wrong, and how to mend it.
+    Doctor {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Prints the catalogue of the migrated database, for src/store/schema.txt.
+    #[command(hide = true)]
+    Schema,
+}
+
+#[cfg(feature = "dev")]
+#[derive(Debug, Args)]
+struct DevArgs {
+    /// The API's port.
+    #[arg(long)]
+    port: Option<u16>,
+    /// Where state lives.
+    #[arg(long, default_value = ".dpp")]
+    data_dir: PathBuf,
+    /// Starts the four services only, prints the settings of roles that use them, and stays up.
+    #[arg(long)]
+    services_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+struct Form {
+    /// One JSON document on stdout, nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<Form> for Output {
+    fn from(form: Form) -> Self {
+        Self { json: form.json }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Tenant {
+    /// Makes a tenant.
+    Create {
+        /// Its name; need not be unique.
+        #[arg(long)]
+        name: String,
+        /// Its plan.
+        #[arg(long, default_value = "sandbox")]
+        plan: String,
+        /// Its first deposit, in US dollars.
+        #[arg(long, value_name = "USD")]
+        deposit: Option<UsdMicros>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Lists all tenants.
+    List {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Stops a tenant from buying, and its waiting runs from running.
+    Suspend {
+        /// Id, or a name that only it has.
+        #[arg(value_name = "TENANT", required_unless_present = "tenant_option")]
+        tenant: Option<String>,
+        #[arg(long = "tenant", value_name = "TENANT", conflicts_with = "tenant", hide = true)]
+        tenant_option: Option<String>,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Lets a suspended tenant buy again.
+    Resume {
+        /// Id, or a name that only it has.
+        #[arg(value_name = "TENANT", required_unless_present = "tenant_option")]
+        tenant: Option<String>,
+        #[arg(long = "tenant", value_name = "TENANT", conflicts_with = "tenant", hide = true)]
+        tenant_option: Option<String>,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Key {
+    /// Makes a key; the secret is shown once.
+    Create {
+        /// Whose: id, or a name that only it has.
+        #[arg(long)]
+        tenant: String,
+        /// Your name for it.
+        #[arg(long, default_value = "")]
+        label: String,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Lists a tenant's keys, without secrets.
+    List {
+        /// Whose: id, or a name that only it has.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Makes a successor; the old key works a while longer.
+    Rotate {
+        /// The old key's id.
+        key_id: KeyId,
+        /// How long the old key still works, in seconds.
+        #[arg(long, default_value_t = 86_400)]
+        grace_sec: u32,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Ends a key, everywhere within seconds.
+    Revoke {
+        /// The key's id.
+        key_id: KeyId,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Plan {
+    /// Lists all plans.
+    List {
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Puts a tenant on a plan.
+    Assign {
+        /// Which: id, or a name that only it has.
+        #[arg(long)]
+        tenant: String,
+        /// The plan.
+        #[arg(long)]
+        plan: String,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Budget {
+    /// Shows what a tenant's ledger says.
+    Show {
+        /// Which: id, or a name that only it has.
+        #[arg(long)]
+        tenant: String,
+        #[command(flatten)]
+        form: Form,
+    },
+    /// Deposits; a repeated reference deposits once.
+    Deposit {
+        /// Whose: id, or a name that only it has.
+        #[arg(long)]
+        tenant: String,
+        /// US dollars, with at most 4 decimals.
+        #[arg(long, value_name = "USD")]
+        amount: UsdMicros,
+        /// Your name for this deposit, such as a payment's id.
+        #[arg(long, value_name = "REF")]
+        reference: String,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
+impl Cli {
+    /// Does what was asked; the exit code is 0, 1 (failed), or 2 (could not look).
+    pub async fn run(self) -> u8 {
+        let could_not = match &self.command {
+            Command::Audit { .. } => 2,
+            _ => 1,
+        };
+        match self.command.run().await {
+            Ok(true) => 0,
+            Ok(false) => 1,
+            Err(error) => {
+                admin::eprint_line(&format!("dpp: {error:#}"));
+                could_not
+            }
+        }
+    }
+}
+
+impl Command {
+    async fn run(self) -> anyhow::Result<bool> {
+        let settings = Settings::load();
+        match self {
+            Self::Doctor { form } => admin::doctor(settings, form.into()).await,
+            #[cfg(feature = "dev")]
+            Self::Dev(args) => {
+                let wishes = role::dev::Wishes {
+                    port: args.port,
+                    data_dir: args.data_dir,
+                    services_only: args.services_only,
+                };
+                role::dev::run(config::environment(), &wishes).await
+            }
+            other => other.run_with(&settings?).await,
+        }
+    }
+
+    async fn run_with(self, settings: &Settings) -> anyhow::Result<bool> {
+        match self {
+            Self::Serve => role::serve(settings).await,
+            Self::Work => role::work(settings).await,
+            Self::Reap => role::reap(settings).await,
+            Self::Migrate { check: false, form } => admin::migrate(settings, form.into()).await,
+            Self::Migrate { check: true, form } => admin::check_schema(settings, form.into()).await,
+            Self::Tenant(command) => command.run(settings).await,
+            Self::Key(command) => command.run(settings).await,
+            Self::Plan(Plan::List { form }) => admin::list_plans(settings, form.into()).await,
+            Self::Plan(Plan::Assign { tenant, plan, form }) => {
+                admin::assign_plan(settings, form.into(), &tenant, &plan).await
+            }
+            Self::Budget(Budget::Show { tenant, form }) => admin::show_budget(settings, form.into(), &tenant).await,
+            Self::Budget(Budget::Deposit { tenant, amount, reference, form }) => {
+                admin::deposit(settings, form.into(), &tenant, amount, &reference).await
+            }
+            Self::Audit { receipts, form } => admin::audit(settings, form.into(), receipts).await,
+            Self::Schema => admin::print_schema(settings).await,
+            #[cfg(feature = "dev")]
+            Self::Dev(_) => Ok(false),
+            Self::Doctor { .. } => Ok(false),
+        }
+    }
+}
+
+impl Tenant {
+    async fn run(self, settings: &Settings) -> anyhow::Result<bool> {
+        match self {
+            Self::Create { name, plan, deposit, form } => {
+                admin::create_tenant(settings, form.into(), &name, &plan, deposit).await
+            }
+            Self::List { form } => admin::list_tenants(settings, form.into()).await,
+            Self::Suspend { tenant, tenant_option, form } => {
+                let tenant = tenant.or(tenant_option).unwrap_or_default();
+                admin::suspend_tenant(settings, form.into(), &tenant, true).await
+            }
+            Self::Resume { tenant, tenant_option, form } => {
+                let tenant = tenant.or(tenant_option).unwrap_or_default();
+                admin::suspend_tenant(settings, form.into(), &tenant, false).await
+            }
+        }
+    }
+}
+
+impl Key {
+    async fn run(self, settings: &Settings) -> anyhow::Result<bool> {
+        match self {
+            Self::Create { tenant, label, form } => admin::create_key(settings, form.into(), &tenant, &label).await,
+            Self::List { tenant, form } => admin::list_keys(settings, form.into(), &tenant).await,
+            Self::Rotate { key_id, grace_sec, form } => {
+                admin::rotate_key(settings, form.into(), key_id, Duration::from_secs(grace_sec.into())).await
+            }
+            Self::Revoke { key_id, form } => admin::revoke_key(settings, form.into(), key_id).await,
+        }
+    }
+}

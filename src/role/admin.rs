@@ -1,0 +1,461 @@
+//! Admin commands: what operators do from a shell.
+//!
+//! With `--json` a command writes one document to stdout and nothing else; diagnostics go to stderr.
+
+use std::{fmt::Display, io::Write as _, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use serde_json::{Value, json};
+
+use super::parts;
+use crate::{
+    config::Settings,
+    domain::{
+        api_key::ApiKey,
+        id::{KeyId, TenantId},
+        money::UsdMicros,
+    },
+    flow::{self, Ctx},
+    store::{self, Deposit, SchemaState, Store, TenantRecord},
+};
+
+const PAGE_ROWS: i64 = 500;
+const NAME_CHARS_MAX: usize = 200;
+const LABEL_CHARS_MAX: usize = 200;
+const REFERENCE_CHARS_MAX: usize = 255;
+
+/// Where a command's answer goes, and in which form.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// One JSON document instead of lines for people.
+    pub json: bool,
+}
+
+impl Output {
+    fn show(self, document: &Value, lines: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let text = if self.json { format!("{document}\n") } else { lines() };
+        match std::io::stdout().write_all(text.as_bytes()) {
+            // Whoever read us has heard enough.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            other => Ok(other?),
+        }
+    }
+}
+
+fn store(settings: &Settings) -> anyhow::Result<Store> {
+    let (url, _) = settings.database()?;
+    Store::new(&url, 2)
+}
+
+async fn context(settings: &Settings) -> anyhow::Result<Arc<Ctx>> {
+    Ok(Arc::new(parts::context(settings, &parts::aws().await)?))
+}
+
+/// A tenant by its id, or by a name that only it has.
+async fn tenant(store: &Store, wanted: &str) -> anyhow::Result<TenantRecord> {
+    if let Ok(id) = wanted.parse::<TenantId>() {
+        return store.find_tenant(id).await?.with_context(|| format!("there is no tenant {id}"));
+    }
+    let mut named = store.tenants_named(wanted).await?;
+    match (named.pop(), named.is_empty()) {
+        (Some(tenant), true) => Ok(tenant),
+        (Some(_), false) => bail!("several tenants are called {wanted:?}; give the id (`dpp tenant list` has it)"),
+        (None, _) => bail!("there is no tenant {wanted:?}; `dpp tenant list` has them all"),
+    }
+}
+
+fn refused(error: store::Error, constraint: &str, instead: impl Display) -> anyhow::Error {
+    match error {
+        store::Error::Refused(name) if name == constraint => anyhow!("{instead}"),
+        other => other.into(),
+    }
+}
+
+/// `dpp migrate`
+///
+/// # Errors
+/// When the database cannot be reached or a migration fails.
+pub async fn migrate(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    let applied = store::migrate(&settings.database_for_migrations()?).await?;
+    output.show(&json!({ "applied": applied }), || match applied.len() {
+        0 => "the database is up to date\n".to_owned(),
+        _ => applied.iter().map(|name| format!("applied {name}\n")).collect(),
+    })?;
+    Ok(true)
+}
+
+/// `dpp migrate --check`
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn check_schema(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    let state = store::schema_state(&settings.database_for_migrations()?).await?;
+    let (word, details) = match &state {
+        SchemaState::Current => ("current", Vec::new()),
+        SchemaState::Pending(names) => ("pending", names.clone()),
+        SchemaState::Ahead(names) => ("ahead", names.clone()),
+        SchemaState::Drifted(lines) => ("drifted", lines.clone()),
+    };
+    output.show(&json!({ "schema": word, "details": details }), || {
+        details.iter().fold(format!("the schema is {word}\n"), |text, line| text + "  " + line + "\n")
+    })?;
+    Ok(state == SchemaState::Current)
+}
+
+/// Prints the catalogue of a migrated database, for `src/store/schema.txt`.
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn print_schema(settings: &Settings) -> anyhow::Result<bool> {
+    let listing = store::schema_listing(&settings.database_for_migrations()?).await?;
+    std::io::stdout().write_all(listing.as_bytes())?;
+    Ok(true)
+}
+
+/// `dpp tenant create`
+///
+/// # Errors
+/// When it cannot be made; a tenant without its deposit is named in the error.
+pub async fn create_tenant(
+    settings: &Settings,
+    output: Output,
+    name: &str,
+    plan: &str,
+    deposit: Option<UsdMicros>,
+) -> anyhow::Result<bool> {
+    if name.trim().is_empty() || name.chars().count() > NAME_CHARS_MAX {
+        bail!("--name is 1 to {NAME_CHARS_MAX} characters");
+    }
+    let store = store(settings)?;
+    let tenant = store.create_tenant(name, plan).await.map_err(|error| {
+        refused(error, "tenant_plans_plan_fkey", format!("there is no plan {plan:?}; `dpp plan list` has them all"))
+    })?;
+    if let Some(amount) = deposit.filter(|amount| !amount.is_zero()) {
+        let reference = format!("tenant-create-{}", tenant.tenant_id);
+        let posted = post(settings, tenant.tenant_id, amount, &reference).await;
+        posted.with_context(|| {
+            format!("tenant {} was made, but its deposit was not; repeat it with `dpp budget deposit --tenant {} --amount {amount} --reference {reference}`", tenant.tenant_id, tenant.tenant_id)
+        })?;
+    }
+    output.show(&json!(tenant), || format!("tenant {} ({}) on plan {}\n", tenant.tenant_id, tenant.name, tenant.plan))?;
+    Ok(true)
+}
+
+/// `dpp tenant list`
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn list_tenants(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let mut tenants = Vec::new();
+    while let page = store.tenants(tenants.last().map(|tenant: &TenantRecord| tenant.tenant_id), PAGE_ROWS).await?
+        && !page.is_empty()
+    {
+        tenants.extend(page);
+    }
+    output.show(&json!(tenants), || {
+        tenants
+            .iter()
+            .map(|tenant| format!("{}  {:<10} {:<12} {}\n", tenant.tenant_id, tenant.status, tenant.plan, tenant.name))
+            .collect()
+    })?;
+    Ok(true)
+}
+
+/// `dpp tenant suspend` and `resume`
+///
+/// # Errors
+/// When there is no such tenant, or the database cannot be reached.
+pub async fn suspend_tenant(
+    settings: &Settings,
+    output: Output,
+    wanted: &str,
+    suspended: bool,
+) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let found = tenant(&store, wanted).await?;
+    store.set_suspended(found.tenant_id, suspended).await?;
+    let tenant = tenant(&store, &found.tenant_id.to_string()).await?;
+    output.show(&json!(tenant), || format!("tenant {} is {}\n", tenant.tenant_id, tenant.status))?;
+    Ok(true)
+}
+
+/// `dpp key create`
+///
+/// # Errors
+/// When there is no such tenant, or the database cannot be reached.
+pub async fn create_key(settings: &Settings, output: Output, wanted: &str, label: &str) -> anyhow::Result<bool> {
+    if label.chars().count() > LABEL_CHARS_MAX {
+        bail!("--label is at most {LABEL_CHARS_MAX} characters");
+    }
+    let store = store(settings)?;
+    let tenant = tenant(&store, wanted).await?;
+    let key = ApiKey::generate();
+    let record = store.create_key(tenant.tenant_id, label, key.digest()).await?;
+    show_secret(output, &record, &key)
+}
+
+fn show_secret(output: Output, record: &store::KeyRecord, key: &ApiKey) -> anyhow::Result<bool> {
+    let document = json!({
+        "key_id": record.key_id,
+        "tenant_id": record.tenant_id,
+        "key": key.reveal(),
+        "label": record.label,
+        "created_at": record.created_at,
+    });
+    output.show(&document, || {
+        format!("key {} of tenant {}\n{}\nThis is the only time that the key is shown.\n", record.key_id, record.tenant_id, key.reveal())
+    })?;
+    Ok(true)
+}
+
+/// `dpp key list`
+///
+/// # Errors
+/// When there is no such tenant, or the database cannot be reached.
+pub async fn list_keys(settings: &Settings, output: Output, wanted: &str) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let tenant = tenant(&store, wanted).await?;
+    let keys = store.keys(tenant.tenant_id).await?;
+    output.show(&json!(keys), || {
+        let state = |key: &store::KeyRecord| match (key.revoked_at, key.expires_at) {
+            (Some(at), _) => format!("revoked {}", at.to_rfc3339()),
+            (None, Some(at)) => format!("until {}", at.to_rfc3339()),
+            (None, None) => "active".to_owned(),
+        };
+        keys.iter().map(|key| format!("{}  {:<36} {}\n", key.key_id, state(key), key.label)).collect()
+    })?;
+    Ok(true)
+}
+
+/// `dpp key rotate`
+///
+/// # Errors
+/// When there is no such working key, or the database cannot be reached.
+pub async fn rotate_key(settings: &Settings, output: Output, key_id: KeyId, grace: Duration) -> anyhow::Result<bool> {
+    let key = ApiKey::generate();
+    let record = store(settings)?.rotate_key(key_id, grace, key.digest()).await?;
+    let record = record.with_context(|| format!("there is no working key {key_id}"))?;
+    show_secret(output, &record, &key)
+}
+
+/// `dpp key revoke`
+///
+/// # Errors
+/// When there is no such key, or the database cannot be reached.
+pub async fn revoke_key(settings: &Settings, output: Output, key_id: KeyId) -> anyhow::Result<bool> {
+    let record = store(settings)?.revoke_key(key_id).await?;
+    let record = record.with_context(|| format!("there is no key {key_id}"))?;
+    output.show(&json!(record), || format!("key {} is revoked\n", record.key_id))?;
+    Ok(true)
+}
+
+/// `dpp plan list`
+///
+/// # Errors
+/// When the database cannot be reached.
+pub async fn list_plans(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    let plans = store(settings)?.plans().await?;
+    output.show(&json!(plans), || {
+        plans
+            .iter()
+            .map(|plan| {
+                format!(
+                    "{:<12} run cost max ${}, timebox max {} s, retention {} days\n",
+                    plan.plan,
+                    plan.reservation_max(),
+                    plan.timebox_secs_max,
+                    plan.retention_days
+                )
+            })
+            .collect()
+    })?;
+    Ok(true)
+}
+
+/// `dpp plan assign`
+///
+/// # Errors
+/// When there is no such tenant or plan, or the database cannot be reached.
+pub async fn assign_plan(settings: &Settings, output: Output, wanted: &str, plan: &str) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let found = tenant(&store, wanted).await?;
+    store.assign_plan(found.tenant_id, plan).await.map_err(|error| {
+        refused(error, "tenant_plans_plan_fkey", format!("there is no plan {plan:?}; `dpp plan list` has them all"))
+    })?;
+    let tenant = tenant(&store, &found.tenant_id.to_string()).await?;
+    output.show(&json!(tenant), || format!("tenant {} is on plan {}\n", tenant.tenant_id, tenant.plan))?;
+    Ok(true)
+}
+
+/// `dpp budget show`
+///
+/// # Errors
+/// When there is no such tenant, or the database cannot be reached.
+pub async fn show_budget(settings: &Settings, output: Output, wanted: &str) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let tenant = tenant(&store, wanted).await?;
+    show_balance(output, &store, tenant.tenant_id).await
+}
+
+async fn show_balance(output: Output, store: &Store, tenant_id: TenantId) -> anyhow::Result<bool> {
+    let balance = store.balance(tenant_id).await?;
+    let document = json!({
+        "tenant_id": tenant_id,
+        "deposited_usd": balance.deposited,
+        "available_usd": balance.available,
+        "held_usd": balance.held,
+        "charged_usd": balance.charged,
+    });
+    output.show(&document, || {
+        format!(
+            "deposited ${}\navailable ${}\nheld      ${}\ncharged   ${}\n",
+            balance.deposited, balance.available, balance.held, balance.charged
+        )
+    })?;
+    Ok(true)
+}
+
+/// `dpp budget deposit`
+///
+/// # Errors
+/// When it cannot be posted, or its reference was used for another amount.
+pub async fn deposit(
+    settings: &Settings,
+    output: Output,
+    wanted: &str,
+    amount: UsdMicros,
+    reference: &str,
+) -> anyhow::Result<bool> {
+    let store = store(settings)?;
+    let tenant = tenant(&store, wanted).await?;
+    if post(settings, tenant.tenant_id, amount, reference).await? == Deposit::Already {
+        eprint_line(&format!("reference {reference:?} was deposited before; nothing changed"));
+    }
+    show_balance(output, &store, tenant.tenant_id).await
+}
+
+async fn post(settings: &Settings, tenant_id: TenantId, amount: UsdMicros, reference: &str) -> anyhow::Result<Deposit> {
+    if amount.is_zero() {
+        bail!("--amount must be above 0");
+    }
+    let visible = reference.chars().all(|char| !char.is_control());
+    if reference.is_empty() || reference.chars().count() > REFERENCE_CHARS_MAX || !visible {
+        bail!("--reference is 1 to {REFERENCE_CHARS_MAX} characters without control characters");
+    }
+    let cx = context(settings).await?;
+    let outcome = flow::deposit::deposit(&cx, tenant_id, amount, reference).await?;
+    match outcome.with_context(|| format!("there is no tenant {tenant_id}"))? {
+        outcome @ (Deposit::Posted | Deposit::Already) => Ok(outcome),
+        Deposit::ReferenceReused { amount: before } => {
+            bail!("reference {reference:?} was used for a deposit of {before} before; nothing changed")
+        }
+        Deposit::AboveMaximum { deposited } => bail!(
+            "{deposited} is deposited, and a tenant's deposits may not pass {}; nothing changed",
+            UsdMicros::MAX
+        ),
+    }
+}
+
+/// `dpp audit`: `Ok(true)` balanced, `Ok(false)` not.
+///
+/// # Errors
+/// When something could not be looked at.
+pub async fn audit(settings: &Settings, output: Output, receipts: bool) -> anyhow::Result<bool> {
+    let cx = context(settings).await?;
+    let audit = flow::audit::audit(&cx, receipts).await?;
+    let balanced = audit.differences.is_empty();
+    let document = json!({
+        "balanced": balanced,
+        "tenants": audit.tenants,
+        "runs": audit.runs,
+        "differences": audit.differences,
+    });
+    output.show(&document, || {
+        let head = if balanced { "balanced" } else { "NOT balanced" };
+        audit.differences.iter().fold(
+            format!("{head}: {} tenants, {} runs\n", audit.tenants, audit.runs),
+            |text, difference| {
+                let run = difference.run_id.map(|run| format!(" run {run}")).unwrap_or_default();
+                text + &format!(
+                    "{} tenant {}{run}: expected {} micros, found {}: {}\n",
+                    difference.kind,
+                    difference.tenant_id,
+                    difference.expected_usd_micros,
+                    difference.found_usd_micros,
+                    difference.detail
+                )
+            },
+        )
+    })?;
+    Ok(balanced)
+}
+
+/// `dpp doctor`: `Ok(true)` when all is well. `loaded` is what became of reading the settings.
+///
+/// # Errors
+/// When its own output cannot be written.
+pub async fn doctor(loaded: Result<Settings, crate::config::Error>, output: Output) -> anyhow::Result<bool> {
+    let mut checks: Vec<(&str, Result<String, String>)> = Vec::new();
+    match loaded {
+        Err(error) => checks.push(("settings", Err(error.to_string()))),
+        Ok(settings) => {
+            checks.push(("settings", Ok(format!("environment {}", settings.environment()))));
+            examine(&settings, &mut checks).await;
+        }
+    }
+    let well = checks.iter().all(|(_, outcome)| outcome.is_ok());
+    let document: Vec<_> = checks
+        .iter()
+        .map(|(check, outcome)| match outcome {
+            Ok(detail) => json!({"check": check, "ok": true, "detail": detail}),
+            Err(detail) => json!({"check": check, "ok": false, "detail": detail}),
+        })
+        .collect();
+    output.show(&json!({ "ok": well, "checks": document }), || {
+        checks
+            .iter()
+            .map(|(check, outcome)| match outcome {
+                Ok(detail) => format!("ok    {check}: {detail}\n"),
+                Err(detail) => format!("WRONG {check}: {detail}\n"),
+            })
+            .collect()
+    })?;
+    Ok(well)
+}
+
+async fn examine(settings: &Settings, checks: &mut Vec<(&'static str, Result<String, String>)>) {
+    let chain = |error: anyhow::Error| format!("{error:#}");
+    let database = match settings.database_for_migrations() {
+        Err(error) => Err(error.to_string()),
+        Ok(url) => match store::schema_state(&url).await {
+            Err(error) => Err(format!("{error:#}: check DATABASE_URL and that PostgreSQL runs")),
+            Ok(SchemaState::Current) => Ok("reachable, schema current".to_owned()),
+            Ok(SchemaState::Pending(names)) => Err(format!("{} migrations are pending: run `dpp migrate`", names.len())),
+            Ok(SchemaState::Ahead(_)) => Err("the database is newer than this build: deploy a newer build".to_owned()),
+            Ok(SchemaState::Drifted(lines)) => Err(format!("the schema was changed by hand: {}", lines.join("; "))),
+        },
+    };
+    checks.push(("database", database));
+    match context(settings).await {
+        Err(error) => checks.push(("dependencies", Err(chain(error)))),
+        Ok(cx) => {
+            let word = |answer: Result<(), anyhow::Error>, mend: &str| match answer {
+                Ok(()) => Ok("reachable".to_owned()),
+                Err(error) => Err(format!("{error:#}: {mend}")),
+            };
+            let redis = cx.budget.ping().await.map_err(anyhow::Error::from);
+            checks.push(("redis", word(redis, "check REDIS_URL and REDIS_PASSWORD, and that Redis runs")));
+            let queue = cx.queue.ping().await.map_err(anyhow::Error::from);
+            checks.push(("sqs", word(queue, "check SQS_QUEUE_URL, SQS_ENDPOINT_URL, AWS_REGION and the AWS credentials")));
+            let results = cx.results.ping().await.map_err(anyhow::Error::from);
+            checks.push(("s3", word(results, "check S3_RESULT_BUCKET, S3_ENDPOINT_URL, AWS_REGION and the AWS credentials")));
+        }
+    }
+}
+
+/// One line to the operator, beside the answer.
+pub fn eprint_line(text: &str) {
+    // There is nowhere to report that stderr is closed.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
