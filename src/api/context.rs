@@ -60,16 +60,8 @@ pub async fn surround(
     let started = std::time::Instant::now();
     let ids = Ids::of(&request);
     request.extensions_mut().insert(ids.clone());
-    let http_request = request.request().clone();
-    let answer = next.call(request).await;
-    let mut response = match answer {
-        Ok(response) => house_form(response.map_into_boxed_body(), &ids),
-        // Raised before a handler was reached.
-        Err(error) => {
-            let response = HttpResponse::from_error(error);
-            house_form(ServiceResponse::new(http_request, response), &ids)
-        }
-    };
+    // Handlers' and extractors' errors come as answers; there is no middleware below that could fail.
+    let mut response = house_form(next.call(request).await?.map_into_boxed_body(), &ids);
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
         headers.insert(REQUEST_ID, value);

@@ -101,8 +101,11 @@ impl Postgres {
     /// When it cannot be made.
     pub async fn ensure_database(&self, name: &str) -> anyhow::Result<()> {
         match self.execute(&format!("CREATE DATABASE {name}")).await {
-            Err(error) if format!("{error:?}").contains("42P04") => Ok(()),
-            other => other,
+            Err(error) => match error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code) {
+                Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => Ok(()),
+                _ => Err(error),
+            },
+            Ok(()) => Ok(()),
         }
     }
 }

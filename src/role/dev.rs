@@ -80,6 +80,7 @@ pub async fn run(environment: BTreeMap<String, String>, wishes: &Wishes) -> anyh
     }
     let outcome = run_on(&services, environment, wishes, &directory, &life).await;
     if outcome.is_err() {
+        life.soft().cancel();
         services.stop().await;
         return outcome.map(|()| false);
     }
@@ -98,20 +99,16 @@ async fn run_on(
     services.postgres.ensure_database(DATABASE).await?;
     let places = services.places(PLACES, VISIBILITY_SECS).await?;
     let own = services.settings(DATABASE, 0, &places);
-    let asked_ops_addr = environment.get("DPP_OPS_ADDR").cloned();
-    environment.extend(
-        own.iter().filter(|(name, _)| !name.starts_with("AWS_")).map(|(name, value)| ((*name).to_owned(), value.clone())),
-    );
-    if let Some(address) = asked_ops_addr {
-        environment.insert("DPP_OPS_ADDR".to_owned(), address);
-    }
+    // This one process can have the usual port; the others that the list is for cannot share it.
+    let ours = own.iter().filter(|(name, _)| !name.starts_with("AWS_") && *name != "DPP_OPS_ADDR");
+    environment.extend(ours.map(|(name, value)| ((*name).to_owned(), value.clone())));
     let settings = Settings::resolve(&environment)?;
     store::migrate(&settings.database_for_migrations()?).await?;
+    let lines: String = own.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    private_file(&directory.join("env"), &lines)?;
     let mut out = std::io::stdout();
     if wishes.services_only {
-        for (name, value) in &own {
-            writeln!(out, "{name}={value}")?;
-        }
+        out.write_all(lines.as_bytes())?;
         writeln!(out, "ready")?;
         return Ok(out.flush()?);
     }
@@ -159,9 +156,14 @@ async fn first_tenant(cx: &Ctx, directory: &Path) -> anyhow::Result<ApiKey> {
     }
     let key = ApiKey::generate();
     cx.store.create_key(tenant.tenant_id, "dpp dev", key.digest()).await?;
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-    file.write_all(key.reveal().as_bytes())?;
+    private_file(&path, key.reveal())?;
     Ok(key)
+}
+
+/// Writes a file that only its owner can read.
+fn private_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
 }
 
 fn welcome(url: &str, key: &ApiKey) -> String {

@@ -77,9 +77,15 @@ fn start_api(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Re
 
 fn start_ops(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Result<()> {
     let address = settings.ops_addr();
-    let listener = TcpListener::bind(address).with_context(|| {
-        format!("cannot listen on {address} (DPP_OPS_ADDR; port 0 takes any free one)")
-    })?;
+    let listener = match TcpListener::bind(address) {
+        // Several of a developer's processes share a machine; in production this port is awaited.
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && settings.environment() == "dev" => {
+            tracing::warn!(%address, "DPP_OPS_ADDR is in use; taking any free port");
+            TcpListener::bind((address.ip(), 0))
+        }
+        bound => bound,
+    }
+    .with_context(|| format!("cannot listen on {address} (DPP_OPS_ADDR; port 0 takes any free one)"))?;
     tracing::info!(address = %listener.local_addr()?, "metrics and health are shown");
     let app = api::App::new(Arc::clone(cx), life.detached(), settings.public_url());
     life.run("ops", api::serve_ops(listener, app, life.soft())?);

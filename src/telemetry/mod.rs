@@ -6,6 +6,8 @@
 
 pub mod metrics;
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
@@ -22,7 +24,8 @@ pub fn init(filter: &str, json: bool) -> anyhow::Result<()> {
     if json {
         registry.with(lines.json().flatten_event(true).with_span_list(false)).try_init()
     } else {
-        registry.with(lines.with_target(false)).try_init()
+        let colours = std::io::stderr().is_terminal();
+        registry.with(lines.with_target(false).with_ansi(colours)).try_init()
     }
     .context("logging has begun already")
 }
