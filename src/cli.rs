@@ -109,7 +109,7 @@ enum Tenant {
         #[arg(long)]
         name: String,
         /// Its plan.
-        #[arg(long, default_value = "sandbox")]
+        #[arg(long, default_value = "starter")]
         plan: String,
         /// Its first deposit, in US dollars.
         #[arg(long, value_name = "USD")]
