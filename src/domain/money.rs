@@ -132,7 +132,7 @@ impl FromStr for UsdMicros {
         if whole.len() > 10 {
             return Err(BadAmount::OutOfRange);
         }
-        let micros: i64 = format!("{whole}{decimals:0<6}").parse().map_err(|_| BadAmount::Malformed)?;
+        let micros: i64 = format!("{whole}{decimals:0<6}").parse().ok().ok_or(BadAmount::Malformed)?;
         Self::new(micros)
     }
 }

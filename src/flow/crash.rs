@@ -100,6 +100,11 @@ mod armed {
             point.is_some()
         }
 
+        /// Whether no point is armed (any more).
+        pub fn fired(&self) -> bool {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        }
+
         /// Dies here, if armed.
         ///
         /// # Errors

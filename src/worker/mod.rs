@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::beat::Leases;
-use crate::flow::{Ctx, take};
+use crate::flow::{Ctx, Error, take};
 
 /// How long one receive waits for a message: SQS's most.
 const POLL_WAIT: Duration = Duration::from_secs(20);
@@ -20,64 +20,88 @@ const RECEIVE_MAX: usize = 10;
 const REST_LEAST: Duration = Duration::from_millis(200);
 const REST_MOST: Duration = Duration::from_secs(5);
 
+/// Where the work is done.
+struct Bench {
+    cx: Arc<Ctx>,
+    slots: Arc<Semaphore>,
+    leases: Leases,
+    work: TaskTracker,
+    hard: CancellationToken,
+}
+
+impl Bench {
+    fn new(cx: Arc<Ctx>, concurrency: usize, hard: CancellationToken) -> Self {
+        let slots = Arc::new(Semaphore::new(concurrency));
+        Self { cx, slots, leases: Leases::default(), work: TaskTracker::new(), hard }
+    }
+}
+
 /// Works until `soft`, then lets open work end; at `hard` what is still open is handed back.
 pub async fn run(cx: Arc<Ctx>, concurrency: usize, soft: CancellationToken, hard: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(concurrency));
-    let leases = Leases::default();
-    let work = TaskTracker::new();
-    let beat = work.spawn(beat::run(Arc::clone(&cx), leases.clone(), hard.clone()));
-    let poll = poll(&cx, &slots, &leases, &work, &hard);
+    let bench = Bench::new(cx, concurrency, hard);
+    // Beats for as long as anything is open, which may be beyond `soft`.
+    let idle = CancellationToken::new();
+    let beat = bench.work.spawn(beat::run(Arc::clone(&bench.cx), bench.leases.clone(), idle.clone()));
     tokio::select! {
         // A receive that is cut off here may have hidden messages; they come back by themselves.
         () = soft.cancelled() => {}
-        () = poll => {}
+        () = poll(&bench) => {}
     }
-    tracing::info!(open_runs = leases.count(), "the worker takes no more runs");
+    tracing::info!(open_runs = bench.leases.count(), "the worker takes no more runs");
     // All slots are free when all permits can be had.
     let everything = u32::try_from(concurrency).unwrap_or(u32::MAX);
-    drop(slots.acquire_many(everything).await);
-    beat.abort();
-    work.close();
-    work.wait().await;
+    drop(bench.slots.acquire_many(everything).await);
+    idle.cancel();
+    drop(beat.await);
 }
 
-async fn poll(
-    cx: &Arc<Ctx>,
-    slots: &Arc<Semaphore>,
-    leases: &Leases,
-    work: &TaskTracker,
-    hard: &CancellationToken,
-) {
+async fn poll(bench: &Bench) {
     let mut rest = REST_LEAST;
     loop {
-        let Ok(permits) = free_slots(slots).await else { return };
-        let received = cx.queue.receive(permits.len(), cx.pace.lease, POLL_WAIT).await;
-        let taken = match received {
-            Ok(messages) if messages.is_empty() => continue,
-            Ok(messages) => take::take(cx, messages).await,
-            Err(error) => Err(error.into()),
-        };
-        let taken = match taken {
-            Ok(taken) => {
-                rest = REST_LEAST;
-                taken
-            }
+        let Ok(permits) = free_slots(&bench.slots).await else { return };
+        match turn(bench, permits, POLL_WAIT).await {
+            Ok(_) => rest = REST_LEAST,
             Err(error) => {
                 tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot take runs; resting");
                 tokio::time::sleep(rest).await;
                 rest = (rest * 2).min(REST_MOST);
-                continue;
             }
-        };
-        for ((run, receipt), permit) in taken.into_iter().zip(permits) {
-            let lost = leases.enter(&run, receipt.clone(), cx.pace.lease);
-            let slot = slot::run(Arc::clone(cx), run, receipt, leases.clone(), lost, hard.clone());
-            work.spawn(async move {
-                slot.await;
-                drop(permit);
-            });
         }
     }
+}
+
+/// Receives once, and puts what comes to work. Returns how many runs were taken.
+async fn turn(bench: &Bench, permits: Vec<OwnedSemaphorePermit>, wait: Duration) -> Result<usize, Error> {
+    let cx = &bench.cx;
+    let messages = cx.queue.receive(permits.len(), cx.pace.lease, wait).await?;
+    if messages.is_empty() {
+        return Ok(0);
+    }
+    let taken = take::take(cx, messages).await?;
+    let count = taken.len();
+    for ((run, receipt), permit) in taken.into_iter().zip(permits) {
+        let lost = bench.leases.enter(&run, receipt.clone(), cx.pace.lease);
+        let slot = slot::run(Arc::clone(cx), run, receipt, bench.leases.clone(), lost, bench.hard.clone());
+        bench.work.spawn(async move {
+            slot.await;
+            drop(permit);
+        });
+    }
+    Ok(count)
+}
+
+/// Receives once, works on what comes to its end, and returns how many runs that were: the worker's
+/// unit, without its loop and without a beat.
+///
+/// # Errors
+/// [`Error`] when nothing could be received or taken.
+pub async fn once(cx: Arc<Ctx>, wait: Duration) -> Result<usize, Error> {
+    let bench = Bench::new(cx, RECEIVE_MAX, CancellationToken::new());
+    let permits = free_slots(&bench.slots).await.unwrap_or_default();
+    let taken = turn(&bench, permits, wait).await;
+    bench.work.close();
+    bench.work.wait().await;
+    taken
 }
 
 /// Waits for one free slot and takes those that are free with it, as many as one receive may fill.

@@ -1,3 +1,8 @@
-//! One integration binary.
+//! All tests, in one binary: every further one would link the whole stack again.
+#![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
+#![expect(clippy::disallowed_methods, reason = "tests own their tasks, clocks and environment")]
 
 mod conformance;
+mod flow;
+mod harness;
+

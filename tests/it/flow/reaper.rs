@@ -1,0 +1,379 @@
+//! Each pass of the reaper, and each thing that the dead leave.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::TimeDelta;
+use dpp::{
+    domain::run::Cas,
+    flow::{
+        crash::{CrashPoint, Death},
+        finish, take,
+    },
+    reaper::Pass,
+};
+use serde_json::json;
+
+use crate::harness::{DECISION_COST, Tenant, TestApp};
+
+async fn one_run(changes: &[(&'static str, &'static str)]) -> (TestApp, Tenant, dpp::domain::id::RunId) {
+    let app = TestApp::with(changes).await;
+    let tenant = app.tenant("10").await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    (app, tenant, run_id)
+}
+
+/// Takes the run as a worker does, and lets that worker be gone.
+async fn take_and_die(app: &TestApp) -> dpp::domain::run::Leased {
+    let messages = app.cx.queue.receive(1, Duration::from_secs(3), Duration::ZERO).await.unwrap();
+    take::take(&app.cx, messages).await.unwrap().pop().expect("a run was taken").0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_worker_died_is_done_by_another_and_charged_once() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    take_and_die(&app).await;
+    assert_eq!(app.pass(Pass::Leases).await.changed, 0, "the lease still runs");
+
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    assert_eq!(app.pass(Pass::Leases).await.changed, 1);
+    assert_eq!(app.pass(Pass::Unsent).await.changed, 1);
+    app.work().await;
+
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["attempts"]), (&json!("COMPLETED"), &json!(2)), "{run}");
+    assert_eq!(run["actual_cost_usd"], DECISION_COST);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_lost_too_often_fails_by_the_policy() {
+    for (policy, cost, money_state) in
+        [("refund", "0.0000", "REFUNDED"), ("minimum_fee", "0.0200", "SETTLED")]
+    {
+        let (app, tenant, run_id) = one_run(&[("REAPER_LEASE_POLICY", policy), ("MAX_ATTEMPTS", "2")]).await;
+        for _ in 0..2 {
+            take_and_die(&app).await;
+            app.cx.store.move_clock(TimeDelta::seconds(4));
+            app.reap().await;
+        }
+        let run = app.run(&tenant, run_id).await;
+        assert_eq!((&run["status"], &run["money_state"]), (&json!("FAILED"), &json!(money_state)), "{run}");
+        assert_eq!(run["actual_cost_usd"], cost);
+        assert_eq!(run["error"]["reason_code"], "platform_lost");
+        app.finish().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_beat_between_the_scan_and_the_verdict_saves_the_run() {
+    let (app, _, run_id) = one_run(&[]).await;
+    let leased = take_and_die(&app).await;
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    let due = app.cx.store.due_leases(None, 10).await.unwrap();
+    assert_eq!(due.len(), 1);
+
+    let renewed = app.cx.store.beat(&[(run_id, leased.token)], Duration::from_secs(3)).await.unwrap();
+    assert_eq!(renewed, [run_id]);
+
+    assert_eq!(dpp::flow::expire::lease(&app.cx, &due[0]).await.unwrap(), dpp::flow::Changed::Lost);
+    app.cx.store.move_clock(TimeDelta::seconds(10));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_zombie_that_comes_back_after_its_lease_changes_nothing() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    let zombie = take_and_die(&app).await;
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    app.reap().await;
+    app.work().await;
+    let before = app.run(&tenant, run_id).await;
+
+    let product = dpp::pack::Product { data: json!({"late": true}), logs: Vec::new() };
+    let cost = "0.5".parse().unwrap();
+    let late = finish::finish(&app.cx, &zombie, "1", &product, cost, chrono::Utc::now()).await.unwrap();
+    assert!(matches!(late, finish::Finish::Lost));
+    let failed = dpp::domain::run::Reason::pack_crashed();
+    assert!(matches!(finish::fail(&app.cx, &zombie, cost, failed).await.unwrap(), finish::Finish::Lost));
+    assert!(matches!(finish::hand_back(&app.cx, &zombie).await.unwrap(), finish::Finish::Lost));
+    assert!(app.cx.store.beat(&[(run_id, zombie.token)], Duration::from_secs(3)).await.unwrap().is_empty());
+
+    let mut after = app.run(&tenant, run_id).await;
+    for changing in ["result_url", "result_url_expires_at"] {
+        after[changing] = before[changing].clone();
+    }
+    assert_eq!(after, before);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_claim_with_its_object_is_rolled_forward_at_the_receipts_cost() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    app.cx.crash.arm(CrashPoint::FinishAfterUpload, Death::Flow);
+    app.work().await;
+    assert_eq!(app.run(&tenant, run_id).await["status"], "PROCESSING");
+    assert_eq!(app.pass(Pass::Claims).await.found, 0, "too young to be judged");
+
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    assert_eq!(app.pass(Pass::Claims).await.changed, 1);
+
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["actual_cost_usd"]), (&json!("COMPLETED"), &json!(DECISION_COST)), "{run}");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_claim_without_an_object_is_a_lost_attempt() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    app.cx.crash.arm(CrashPoint::FinishAfterClaim, Death::Flow);
+    app.work().await;
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    assert_eq!(app.pass(Pass::Claims).await.changed, 1);
+    assert_eq!(app.run(&tenant, run_id).await["status"], "QUEUED");
+    app.quiet().await;
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["attempts"]), (&json!("COMPLETED"), &json!(2)), "{run}");
+    app.finish().await;
+}
+
+/// A failed look is unknown, never absent: nothing is rolled back on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_whose_object_cannot_be_looked_for_waits() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    app.cx.crash.arm(CrashPoint::FinishAfterUpload, Death::Flow);
+    app.work().await;
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    // A bucket that is not there answers 404 too.
+    let mut elsewhere = app.place.clone();
+    elsewhere.environment.insert("S3_RESULT_BUCKET".to_owned(), "no-such-bucket".to_owned());
+    let blind = TestApp::on(elsewhere, &[]);
+    blind.cx.store.move_clock(TimeDelta::seconds(4));
+
+    let tally = blind.pass(Pass::Claims).await;
+    assert_eq!((tally.found, tally.changed, tally.failed), (1, 0, 1));
+    assert_eq!(app.run(&tenant, run_id).await["status"], "PROCESSING");
+    drop(blind.restart().finish_with_open_runs().await);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receipt_against_the_books_waits_for_a_person_with_its_hold() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    app.cx.crash.arm(CrashPoint::FinishAfterClaim, Death::Flow);
+    app.work().await;
+    // Somebody else's object lies where the winner's should.
+    let key = app.place.sql("SELECT result_key FROM runs").await[0][0].clone().unwrap();
+    let environment = &app.place.environment;
+    let s3 = aws_sdk_s3::Client::from_conf(
+        aws_sdk_s3::config::Builder::from(&app.place.aws)
+            .endpoint_url(&environment["S3_ENDPOINT_URL"])
+            .force_path_style(true)
+            .build(),
+    );
+    let bucket = &environment["S3_RESULT_BUCKET"];
+    s3.put_object()
+        .bucket(bucket)
+        .key(&key)
+        .metadata("actual-cost-usd-micros", "999900")
+        .metadata("run-id", run_id.to_string())
+        .metadata("tenant-id", tenant.id.to_string())
+        .metadata("sha256", "0".repeat(64))
+        .body(b"{}".to_vec().into())
+        .send()
+        .await
+        .unwrap();
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+
+    assert_eq!(app.pass(Pass::Claims).await.changed, 1);
+
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["money_state"]), (&json!("PROCESSING"), &json!("AUDIT_REQUIRED")), "{run}");
+    let budget = app.get("/v1/budget", &tenant.key).await.body;
+    assert_eq!(budget["held_usd"], "1.0000");
+    let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
+    assert_eq!(audit.differences[0].kind, "audit_required");
+    // No pass touches it again.
+    app.cx.store.move_clock(TimeDelta::days(2));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_message_was_never_sent_is_sent_by_the_reaper() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+    app.cx.crash.arm(CrashPoint::SubmitAfterCommit, Death::Flow);
+    let answer = app.post(&tenant, "one", &crate::harness::decision("1")).await;
+    assert_eq!(answer.status, 500, "the test made it die: {answer:?}");
+    assert_eq!(app.work().await, 0);
+    assert_eq!(app.pass(Pass::Unsent).await.changed, 0, "not due yet");
+
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    assert_eq!(app.pass(Pass::Unsent).await.changed, 1);
+    assert_eq!(app.work().await, 1);
+
+    // The client that got no answer tries again and has its run.
+    let again = app.post(&tenant, "one", &crate::harness::decision("1")).await;
+    assert_eq!((again.status, &again.body["status"]), (202, &json!("COMPLETED")));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reservation_without_a_run_is_let_go() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    app.cx.crash.arm(CrashPoint::SubmitAfterGate, Death::Flow);
+    let answer = app.post(&tenant, "one", &crate::harness::decision("1")).await;
+    assert_eq!(answer.status, 500, "the test made it die: {answer:?}");
+    assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
+
+    assert_eq!(app.pass(Pass::Reservations).await.changed, 1);
+
+    assert!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.is_empty());
+    app.submit(&tenant, "two", "1").await;
+    app.finish().await;
+}
+
+/// An API that was paused between the gate and the database wakes up after the sweep: its epoch has
+/// ended, so its hold cannot be inserted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_of_an_ended_epoch_is_never_inserted() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let epoch = app.cx.store.epoch(tenant.id).await.unwrap().unwrap();
+    dpp::flow::rebuild::rebuild(&app.cx, tenant.id).await.unwrap();
+
+    let new = dpp::store::NewRun {
+        run_id: dpp::domain::id::RunId::new(),
+        tenant_id: tenant.id,
+        key_id: app.cx.store.keys(tenant.id).await.unwrap()[0].key_id,
+        pack_type: "decision".to_owned(),
+        idempotency_key: dpp::domain::idempotency::IdempotencyKey::from_header("late").unwrap(),
+        payload: dpp::domain::idempotency::PayloadHash([0; 32]),
+        inputs: json!({}),
+        metadata: json!({}),
+        trace_id: dpp::domain::id::TraceId::new(),
+        reserved: "1".parse().unwrap(),
+        minimum_fee: "0.02".parse().unwrap(),
+        timebox_secs: 10,
+    };
+    let late = app.cx.store.submit(&new, epoch, Duration::from_secs(3)).await.unwrap();
+    assert_eq!(late, dpp::store::Submitted::NotAdmitted);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_nobody_takes_expires_for_free() {
+    let (app, tenant, run_id) = one_run(&[("QUEUE_TTL_SEC", "60")]).await;
+    assert_eq!(app.pass(Pass::Waiting).await.found, 0);
+    app.cx.store.move_clock(TimeDelta::seconds(61));
+    assert_eq!(app.pass(Pass::Waiting).await.changed, 1);
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["money_state"]), (&json!("EXPIRED"), &json!("REFUNDED")), "{run}");
+    assert_eq!(run["actual_cost_usd"], "0.0000");
+    // Its message wakes nobody.
+    assert_eq!(app.work().await, 0);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn past_its_retention_a_run_is_gone_for_its_owner_and_never_was_for_others() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    app.work().await;
+    let stranger = app.tenant("1").await;
+    let path = format!("/v1/runs/{run_id}");
+    assert_eq!(app.get(&path, &stranger.key).await.status, 404);
+
+    app.cx.store.move_clock(TimeDelta::days(90) + TimeDelta::seconds(1));
+    let gone = app.get(&path, &tenant.key).await;
+    assert_eq!((gone.status, gone.slug()), (410, "run-expired"), "{gone:?}");
+    assert_eq!(app.get(&path, &stranger.key).await.status, 404);
+    assert_eq!(app.pass(Pass::Retention).await.changed, 1);
+    assert_eq!(app.pass(Pass::Retention).await.found, 0);
+    let row = &app.place.sql("SELECT inputs, metadata, actual_cost_usd_micros FROM runs").await[0];
+    assert_eq!((row[0].as_deref(), row[1].as_deref(), row[2].as_deref()), (None, Some("{}"), Some("12000")));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_reapers_at_once_do_everything_once() {
+    let app = Arc::new(TestApp::start().await);
+    let tenant = app.tenant("100").await;
+    for number in 0..30 {
+        app.submit(&tenant, &format!("k{number}"), "1").await;
+    }
+    for _ in 0..30 {
+        take_and_die(&app).await;
+    }
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+
+    let (one, two) = tokio::join!(app.pass(Pass::Leases), app.pass(Pass::Leases));
+
+    assert_eq!(one.changed + two.changed, 30, "{one:?} {two:?}");
+    let app = Arc::into_inner(app).unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_changes_no_balance_and_shortens_the_tail() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for number in 0..5 {
+        app.submit(&tenant, &format!("k{number}"), "1").await;
+    }
+    app.work().await;
+    let before = app.cx.store.balance(tenant.id).await.unwrap();
+
+    let mut books = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+    books.snapshot().await.unwrap();
+    books.commit().await.unwrap();
+
+    assert_eq!(app.cx.store.balance(tenant.id).await.unwrap(), before);
+    let tail = app.place.sql(&format!("SELECT tail_rows FROM tenant_books('{}')", tenant.id)).await;
+    assert_eq!(tail[0][0].as_deref(), Some("0"));
+    app.submit(&tenant, "more", "1").await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_not_ours_go_to_the_dead_letter_queue() {
+    let (app, tenant, run_id) = one_run(&[]).await;
+    let environment = &app.place.environment;
+    let sqs = aws_sdk_sqs::Client::from_conf(
+        aws_sdk_sqs::config::Builder::from(&app.place.aws).endpoint_url(&environment["SQS_ENDPOINT_URL"]).build(),
+    );
+    let unknown = json!({
+        "schema_version": "1", "run_id": dpp::domain::id::RunId::new(), "tenant_id": tenant.id,
+        "pack_type": "decision", "enqueued_at": "2026-01-01T00:00:00Z", "trace_id": dpp::domain::id::TraceId::new(),
+    });
+    for body in ["not json", r#"{"schema_version":"2"}"#, &unknown.to_string()] {
+        sqs.send_message().queue_url(&environment["SQS_QUEUE_URL"]).message_body(body).send().await.unwrap();
+    }
+    assert_eq!(app.work().await, 1);
+    assert_eq!(app.run(&tenant, run_id).await["status"], "COMPLETED");
+    let buried = sqs
+        .receive_message()
+        .queue_url(&environment["SQS_DLQ_URL"])
+        .max_number_of_messages(10)
+        .send()
+        .await
+        .unwrap()
+        .messages
+        .unwrap_or_default();
+    assert_eq!(buried.len(), 3);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_twice_is_work_once() {
+    let (app, _, run_id) = one_run(&[]).await;
+    let now = app.cx.store.now().await.unwrap();
+    app.cx.store.move_clock(TimeDelta::seconds(4));
+    for due in app.cx.store.due_sends(Duration::from_secs(3), 10).await.unwrap() {
+        dpp::flow::resend::resend(&app.cx, &due, now).await.unwrap();
+    }
+    assert_eq!(app.work().await, 1);
+    let Cas::Lost = app.cx.store.requeue(run_id, dpp::store::Guard::default(), false).await.unwrap() else {
+        panic!("an ended run never changes");
+    };
+    app.finish().await;
+}

@@ -1,0 +1,204 @@
+//! Submit and finish.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::harness::{DECISION_COST, TestApp, decision, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_submitted_worked_on_delivered_and_paid() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+
+    let answer = app.post(&tenant, "one", &decision("5.00")).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert_eq!(answer.body["status"], "QUEUED");
+    assert_eq!(answer.body["money_state"], "RESERVED");
+    assert_eq!(answer.body["reserved_cost_usd"], "5.0000");
+    assert_eq!(answer.body["minimum_fee_usd"], "0.1000");
+    assert_eq!(answer.body["actual_cost_usd"], Value::Null);
+    let run_id = answer.run_id();
+    assert_eq!(answer.header("location"), Some(format!("/v1/runs/{run_id}").as_str()));
+    assert_eq!(answer.header("x-dpp-cost-reserved"), Some("5.0000"));
+    let held = app.get("/v1/budget", &tenant.key).await.body;
+    assert_eq!((&held["available_usd"], &held["held_usd"]), (&json!("5.0000"), &json!("5.0000")));
+
+    assert_eq!(app.work().await, 1);
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!((&run["status"], &run["money_state"]), (&json!("COMPLETED"), &json!("SETTLED")), "{run}");
+    assert_eq!(run["actual_cost_usd"], DECISION_COST);
+    assert_eq!(run["attempts"], 1);
+
+    let redirect = app.get(&format!("/v1/runs/{run_id}/result"), &tenant.key).await;
+    assert_eq!(redirect.status, 303);
+    let url = redirect.header("location").unwrap();
+    let bytes = reqwest::get(url).await.unwrap().bytes().await.unwrap();
+    assert_eq!(dpp::domain::api_key::hex(&Sha256::digest(&bytes)), run["result_sha256"].as_str().unwrap());
+    let envelope: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(envelope["run_id"], run["run_id"]);
+    assert_eq!(envelope["cost"]["used_usd"], DECISION_COST);
+    assert_eq!(envelope["meta"]["trace_id"], run["trace_id"]);
+    let tampered = url.replace("X-Amz-Expires=900", "X-Amz-Expires=901");
+    assert_eq!(reqwest::get(tampered).await.unwrap().status(), 403);
+
+    let after = app.get("/v1/budget", &tenant.key).await.body;
+    assert_eq!(after["available_usd"], "9.9880");
+    assert_eq!(after["charged_usd"], DECISION_COST);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_submit_again_is_the_same_run_and_another_under_its_key_is_refused() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+    let run_id = app.submit(&tenant, "key", "1").await;
+
+    // The same JSON in another order, and the key as a structured-field string.
+    let text = r#"{ "inputs": {"options":[{"scores":{"speed":3,"price":10},"name":"A"},{"scores":{"price":14.0,"speed":9},"name":"B"}],
+        "criteria":[{"weight":2,"direction":"minimize","name":"price"},{"name":"speed","weight":1}]},
+        "max_cost_usd":"1", "pack_type":"decision" }"#;
+    let request = app
+        .request(reqwest::Method::POST, "/v1/runs")
+        .bearer_auth(&tenant.key)
+        .header("Idempotency-Key", "\"key\"")
+        .header("Content-Type", "application/json; charset=utf-8")
+        .body(text);
+    let again = app.send(request).await;
+    assert_eq!((again.status, again.header("idempotent-replayed")), (202, Some("true")), "{again:?}");
+    assert_eq!(again.run_id(), run_id);
+
+    let other = app.post(&tenant, "key", &decision("1.0")).await;
+    assert_eq!((other.status, other.slug()), (409, "idempotency-key-reused"));
+
+    app.work().await;
+    let done = app.post(&tenant, "key", &decision("1")).await;
+    assert_eq!((done.status, &done.body["status"]), (202, &json!("COMPLETED")));
+    assert_eq!(done.run_id(), run_id);
+    // Another tenant's key of the same name is another key.
+    let neighbour = app.tenant("10").await;
+    assert_ne!(app.submit(&neighbour, "key", "1").await, run_id);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_submits_of_one_key_at_once_are_one_run() {
+    let app = TestApp::start().await;
+    // Enough for one: if two reserved, the second would be refused.
+    let tenant = app.tenant("1").await;
+
+    let body = decision("1");
+    let answers = join_all((0..50).map(|_| app.post(&tenant, "same", &body))).await;
+
+    let run_id = answers[0].run_id();
+    for answer in &answers {
+        assert_eq!(answer.status, 202, "{answer:?}");
+        assert_eq!(answer.run_id(), run_id);
+    }
+    assert_eq!(app.place.sql("SELECT count(*) FROM runs").await[0][0].as_deref(), Some("1"));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_64_submits_at_once_exactly_the_10_that_the_budget_fits_are_accepted() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10.0099").await;
+
+    let body = decision("1");
+    let keys: Vec<_> = (0..64).map(|number| format!("k{number}")).collect();
+    let answers = join_all(keys.iter().map(|key| app.post(&tenant, key, &body))).await;
+
+    let accepted = answers.iter().filter(|answer| answer.status == 202).count();
+    assert_eq!(accepted, 10);
+    for refused in answers.iter().filter(|answer| answer.status != 202) {
+        assert_eq!((refused.status, refused.slug()), (422, "budget-exceeded"), "{refused:?}");
+        assert_eq!(refused.body["requested_usd"], "1.0000");
+    }
+    // A refused submit leaves its key unused.
+    app.work().await;
+    let refused = keys.iter().zip(&answers).find(|(_, answer)| answer.status == 422).unwrap().0;
+    app.submit(&tenant, refused, "1").await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_exact_even_when_the_gate_lags_behind_the_ledger() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    app.submit(&tenant, "first", "1").await;
+    // The worker dies after the ledger has ended the hold and before the gate hears of it.
+    app.cx.crash.arm(dpp::flow::crash::CrashPoint::FinishAfterCommit, dpp::flow::crash::Death::Flow);
+    app.work().await;
+
+    app.submit(&tenant, "second", "0.98").await;
+
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_hangs_up_stops_nothing() {
+    let app = Arc::new(TestApp::start().await);
+    let tenant = app.tenant("100").await;
+    for number in 0..20 {
+        let hanging = {
+            let (app, tenant) = (Arc::clone(&app), tenant.clone());
+            tokio::spawn(async move { app.post(&tenant, &format!("k{number}"), &decision("1")).await })
+        };
+        tokio::task::yield_now().await;
+        hanging.abort();
+        drop(hanging.await);
+    }
+    // Whatever was begun comes to its end: reservations and holds agree.
+    let app = Arc::into_inner(app).unwrap();
+    until("every reservation has a run", async || {
+        app.reap().await;
+        let open = app.cx.store.open_holds(tenant.id).await.unwrap().len();
+        app.cx.budget.inspect(tenant.id).await.unwrap().holds.len() == open
+    })
+    .await;
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_tenant_buys_nothing_and_its_waiting_runs_wait() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+    let run_id = app.submit(&tenant, "before", "1").await;
+    app.cx.store.set_suspended(tenant.id, true).await.unwrap();
+
+    until("the suspension is known", async || {
+        let answer = app.post(&tenant, &uuid::Uuid::new_v4().to_string(), &decision("1")).await;
+        answer.status == 403 && answer.slug() == "tenant-suspended"
+    })
+    .await;
+    app.work().await;
+    assert_eq!(app.run(&tenant, run_id).await["status"], "QUEUED");
+
+    app.cx.store.set_suspended(tenant.id, false).await.unwrap();
+    app.cx.store.move_clock(chrono::TimeDelta::seconds(10));
+    app.quiet().await;
+    assert_eq!(app.run(&tenant, run_id).await["status"], "COMPLETED");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pack_that_fails_costs_at_least_the_minimum_fee_and_at_most_the_hold() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+    // Nothing listens there; loopback is allowed in tests.
+    let body = json!({"pack_type": "url", "max_cost_usd": "1", "inputs": {"url": "http://127.0.0.1:9/"}});
+    let answer = app.post(&tenant, "u", &body).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+
+    app.work().await;
+
+    let run = app.run(&tenant, answer.run_id()).await;
+    assert_eq!((&run["status"], &run["money_state"]), (&json!("FAILED"), &json!("SETTLED")), "{run}");
+    assert_eq!(run["actual_cost_usd"], "0.0200");
+    assert_eq!(run["error"]["reason_code"], "fetch_failed");
+    let result = app.get(&format!("/v1/runs/{}/result", answer.run_id()), &tenant.key).await;
+    assert_eq!((result.status, result.slug()), (409, "run-not-completed"));
+    app.finish().await;
+}

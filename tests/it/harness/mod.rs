@@ -1,0 +1,282 @@
+//! The harness: the real app over real services, one database and one key space a test, and the
+//! promises checked at the end of every test.
+//!
+//! One server set serves the whole run. It is started by a thread that lives as long as the process,
+//! and the kernel ends it with the process, however that ends.
+
+pub mod check;
+pub mod process;
+pub mod services;
+
+use std::{
+    collections::BTreeMap,
+    net::TcpListener,
+    sync::Arc,
+    time::Duration,
+};
+
+use dpp::{
+    api,
+    config::Settings,
+    domain::{
+        api_key::ApiKey,
+        id::{RunId, TenantId},
+        money::UsdMicros,
+    },
+    flow::{Ctx, Detached, Tally, deposit},
+    reaper::Pass,
+    role::parts,
+    worker,
+};
+use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::services::{Place, shared};
+
+/// How long a condition may take to come true.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often the reaper may have to pass until nothing changes.
+const PASSES_MAX: usize = 20;
+
+/// The app, a client, and everything that it stands on.
+pub struct TestApp {
+    pub cx: Arc<Ctx>,
+    pub url: String,
+    pub place: Place,
+    http: reqwest::Client,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    checked: bool,
+}
+
+/// A tenant with a key.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub key: String,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The slug of a problem.
+    pub fn slug(&self) -> &str {
+        self.body["type"].as_str().unwrap_or("").rsplit('/').next().unwrap_or("")
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    pub fn run_id(&self) -> RunId {
+        self.body["run_id"].as_str().unwrap_or_else(|| panic!("no run in {self:?}")).parse().unwrap()
+    }
+}
+
+/// A settings change for one test.
+pub type Change = (&'static str, &'static str);
+
+impl TestApp {
+    /// An app with short intervals, where nothing works or reaps by itself.
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// The same, with settings of the test's own.
+    pub async fn with(changes: &[Change]) -> Self {
+        let place = shared().place().await;
+        Self::on(place, changes)
+    }
+
+    /// An app on a place that another app may have used before: a restart.
+    pub fn on(place: Place, changes: &[Change]) -> Self {
+        let mut environment: BTreeMap<String, String> = place.environment.clone();
+        environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let settings = Settings::resolve(&environment).unwrap();
+        let cx = Arc::new(parts::context(&settings, &place.aws).unwrap());
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone());
+        let app = api::App::new(Arc::clone(&cx), detached, url.clone());
+        let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
+        tasks.spawn(server);
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(Duration::from_secs(30))
+            .build()
+            .unwrap();
+        Self { cx, url, place, http, stop, tasks, checked: false }
+    }
+
+    /// The same app anew over the same services, as after a crash of all its processes.
+    pub fn restart(mut self) -> Self {
+        self.checked = true;
+        self.stop.cancel();
+        Self::on(self.place.clone(), &[])
+    }
+
+    /// A tenant on the enterprise plan with a deposit and a key.
+    pub async fn tenant(&self, deposit_usd: &str) -> Tenant {
+        let tenant = self.cx.store.create_tenant("test", "enterprise").await.unwrap();
+        let amount: UsdMicros = deposit_usd.parse().unwrap();
+        if !amount.is_zero() {
+            deposit::deposit(&self.cx, tenant.tenant_id, amount, "first").await.unwrap();
+        }
+        let key = ApiKey::generate();
+        self.cx.store.create_key(tenant.tenant_id, "test", key.digest()).await.unwrap();
+        Tenant { id: tenant.tenant_id, key: key.reveal().to_owned() }
+    }
+
+    pub async fn get(&self, path: &str, key: &str) -> Answer {
+        self.send(self.http.get(format!("{}{path}", self.url)).bearer_auth(key)).await
+    }
+
+    /// Submits `body` under an idempotency key.
+    pub async fn post(&self, tenant: &Tenant, idempotency_key: &str, body: &Value) -> Answer {
+        let request = self
+            .http
+            .post(format!("{}/v1/runs", self.url))
+            .bearer_auth(&tenant.key)
+            .header("Idempotency-Key", idempotency_key)
+            .header("Content-Type", "application/json")
+            .body(body.to_string());
+        self.send(request).await
+    }
+
+    /// A request of the test's own making.
+    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let bytes = response.bytes().await.unwrap();
+        let body = serde_json::from_slice(&bytes)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
+        Answer { status, headers, body }
+    }
+
+    /// Submits a small decision with a cap, and expects it to be accepted.
+    pub async fn submit(&self, tenant: &Tenant, idempotency_key: &str, max_cost_usd: &str) -> RunId {
+        let answer = self.post(tenant, idempotency_key, &decision(max_cost_usd)).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        answer.run_id()
+    }
+
+    pub async fn run(&self, tenant: &Tenant, run_id: RunId) -> Value {
+        let answer = self.get(&format!("/v1/runs/{run_id}"), &tenant.key).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body
+    }
+
+    /// Works on what is in the queue until it is empty; returns how many runs were taken.
+    pub async fn work(&self) -> usize {
+        let mut taken = 0;
+        loop {
+            match worker::once(Arc::clone(&self.cx), Duration::ZERO).await {
+                Ok(0) => return taken,
+                Ok(count) => taken += count,
+                // A flow that was made to die took its messages with it.
+                Err(dpp::flow::Error::Crashed(_)) => {}
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+
+    /// One pass.
+    pub async fn pass(&self, pass: Pass) -> Tally {
+        pass.once(&self.cx).await.unwrap()
+    }
+
+    /// All passes, over and over, until nothing changes.
+    pub async fn reap(&self) {
+        for _ in 0..PASSES_MAX {
+            let mut all = Tally::default();
+            for pass in Pass::ALL {
+                all.add(self.pass(pass).await);
+            }
+            if all.changed == 0 {
+                return;
+            }
+        }
+        panic!("the reaper does not come to rest");
+    }
+
+    /// Reaps and works in turn until nothing is left to do, with all grace periods over.
+    pub async fn quiet(&self) {
+        for _ in 0..PASSES_MAX {
+            self.reap().await;
+            if self.work().await == 0 {
+                return self.reap().await;
+            }
+        }
+        panic!("the work does not come to an end");
+    }
+
+    /// Ends the test: everything comes to rest, every run has ended, and the promises hold.
+    pub async fn finish(mut self) {
+        self.checked = true;
+        self.quiet().await;
+        check::promises(&self, check::Runs::AllEnded).await;
+        self.stop_server().await;
+    }
+
+    /// Ends a test that leaves runs open on purpose: the promises hold all the same.
+    pub async fn finish_with_open_runs(mut self) {
+        self.checked = true;
+        check::promises(&self, check::Runs::MayBeOpen).await;
+        self.stop_server().await;
+    }
+
+    async fn stop_server(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        assert!(self.checked || std::thread::panicking(), "a test ends with TestApp::finish");
+    }
+}
+
+/// A small decision: 2 criteria × 2 options, which costs $0.0120.
+pub fn decision(max_cost_usd: &str) -> Value {
+    json!({
+        "pack_type": "decision",
+        "max_cost_usd": max_cost_usd,
+        "inputs": {
+            "criteria": [
+                {"name": "price", "weight": 2, "direction": "minimize"},
+                {"name": "speed", "weight": 1},
+            ],
+            "options": [
+                {"name": "A", "scores": {"price": 10, "speed": 3}},
+                {"name": "B", "scores": {"price": 14, "speed": 9}},
+            ],
+        },
+    })
+}
+
+/// What [`decision`] costs.
+pub const DECISION_COST: &str = "0.0120";
+
+/// Waits until a condition holds.
+pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < end, "this did not come true: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,158 @@
+//! The server set that the whole run shares, and one test's place on it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use aws_config::SdkConfig;
+use dpp::{
+    local::{
+        postgres::Durability,
+        services::{Binaries, Services},
+    },
+    store,
+};
+use tokio::sync::Mutex;
+
+/// Settings of a test: everything that waits, waits briefly.
+const SETTINGS: [(&str, &str); 12] = [
+    ("LEASE_SEC", "3"),
+    ("HEARTBEAT_SEC", "0.5"),
+    ("REAPER_INTERVAL_SEC", "0.2"),
+    ("RECONCILE_INTERVAL_SEC", "0.2"),
+    ("RECONCILE_THRESHOLD_MIN", "0.05"),
+    ("RESERVATION_GRACE_SEC", "0.001"),
+    ("SHUTDOWN_GRACE_SEC", "5"),
+    ("DATABASE_CONNECTIONS_MAX", "8"),
+    ("REDIS_CONNECTIONS_MAX", "8"),
+    ("DPP_PORT", "0"),
+    ("DPP_JSON_LOGS", "true"),
+    ("LOG_LEVEL", "info"),
+];
+
+/// The shared servers.
+pub struct Shared {
+    services: Services,
+    places: AtomicU32,
+    /// PostgreSQL copies a template for one session at a time.
+    copying: Mutex<()>,
+}
+
+/// One test's database, key space, queues and bucket.
+#[derive(Clone)]
+pub struct Place {
+    pub environment: BTreeMap<String, String>,
+    /// With the credentials, which a process gets from its environment.
+    pub process_environment: BTreeMap<String, String>,
+    pub aws: SdkConfig,
+    pub database_url: String,
+    pub redis_url: String,
+}
+
+/// The servers of this run, started by whoever asks first.
+pub fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (send, receive) = std::sync::mpsc::channel();
+        // The servers' own runtime: each test's ends with the test.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            send.send(runtime.block_on(start())).unwrap();
+            runtime.block_on(std::future::pending::<()>());
+        });
+        receive.recv().expect("the services start")
+    })
+}
+
+async fn start() -> Shared {
+    let directory = own_directory();
+    let services = Services::start(&directory, &Binaries::default(), Durability::Scratch).await.unwrap();
+    services.postgres.ensure_database("template").await.unwrap();
+    store::migrate(&services.postgres.url("template").into()).await.unwrap();
+    Shared { services, places: AtomicU32::new(0), copying: Mutex::new(()) }
+}
+
+/// A directory of this process. Those of processes that are gone are removed.
+fn own_directory() -> PathBuf {
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("services");
+    for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
+        let gone = entry.file_name().to_str().is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+        if gone {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let own = all.join(std::process::id().to_string());
+    fs::create_dir_all(&own).unwrap();
+    own
+}
+
+impl Shared {
+    /// A fresh place.
+    pub async fn place(&'static self) -> Place {
+        let number = self.places.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test{number}");
+        {
+            let _one = self.copying.lock().await;
+            let sql = format!("CREATE DATABASE {name} TEMPLATE template STRATEGY FILE_COPY");
+            self.services.postgres.execute(&sql).await.unwrap();
+        }
+        let places = self.services.places(&format!("dpp-{name}"), 3).await.unwrap();
+        let mut process_environment: BTreeMap<String, String> = self
+            .services
+            .settings(&name, number, &places)
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        process_environment.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let environment: BTreeMap<_, _> =
+            process_environment.iter().filter(|(name, _)| !name.starts_with("AWS_")).map(|(n, v)| (n.clone(), v.clone())).collect();
+        Place {
+            aws: self.services.aws(),
+            database_url: environment["DATABASE_URL"].clone(),
+            redis_url: environment["REDIS_URL"].clone(),
+            environment,
+            process_environment,
+        }
+    }
+}
+
+impl Place {
+    /// One SQL statement on this test's database; its rows as text.
+    pub async fn sql(&self, statement: &str) -> Vec<Vec<Option<String>>> {
+        let (client, connection) =
+            tokio_postgres::connect(&self.database_url, tokio_postgres::NoTls).await.unwrap();
+        let answer = tokio::select! {
+            answer = client.simple_query(statement) => answer.unwrap_or_else(|error| panic!("{statement}: {error:?}")),
+            closed = connection => panic!("closed: {closed:?}"),
+        };
+        answer
+            .into_iter()
+            .filter_map(|message| match message {
+                tokio_postgres::SimpleQueryMessage::Row(row) => {
+                    Some((0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect())
+                }
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// One Redis command in this test's key space.
+    pub async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(self.redis_url.as_str()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        for word in &words[1..] {
+            command.arg(word);
+        }
+        command.query_async(&mut connection).await.unwrap()
+    }
+}
+
+use deadpool_redis::redis;
