@@ -65,7 +65,7 @@ impl Findings {
         match object.get(field)? {
             Value::Array(items) if (min..=max).contains(&items.len()) => Some(items),
             Value::Array(items) => {
-                self.add(pointer, format!("has {} items; it must have {min} to {max}", items.len()));
+                self.add(pointer, format!("holds {}; it must hold {min} to {max} items", items.len()));
                 None
             }
             other => {

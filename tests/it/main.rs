@@ -5,4 +5,4 @@
 mod conformance;
 mod flow;
 mod harness;
-
+mod pack;

@@ -81,12 +81,15 @@ impl Analysis {
         let flips: Vec<_> = (0..weights.len())
             .map(|criterion| flip(criterion, &weights, &benefits, &weighted_sum, &problem.criteria))
             .collect();
-        let most_critical = flips
-            .iter()
-            .enumerate()
-            .filter_map(|(criterion, flip)| flip.map(|flip| (criterion, flip.distance)))
-            .min_by(|left, right| left.1.total_cmp(&right.1))
-            .map(|(criterion, _)| criterion);
+        let mut most_critical: Option<(usize, f64)> = None;
+        for (criterion, flip) in flips.iter().enumerate() {
+            let Some(Flip { distance, .. }) = *flip else { continue };
+            // Level to within rounding, the first of the inputs stays; two criteria always are.
+            if most_critical.is_none_or(|(_, nearest)| distance + TIE < nearest) {
+                most_critical = Some((criterion, distance));
+            }
+        }
+        let most_critical = most_critical.map(|(criterion, _)| criterion);
         let kendall_tau = kendall_tau(&weighted_sum.ranks, &topsis.ranks);
         Self { weights, benefits, constant, weighted_sum, topsis, kendall_tau, flips, most_critical }
     }

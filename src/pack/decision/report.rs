@@ -245,15 +245,22 @@ fn stability(problem: &Problem, analysis: &Analysis) -> String {
 }
 
 fn flip_clause(problem: &Problem, analysis: &Analysis, criterion: usize, flip: Flip) -> String {
-    format!(
-        "\"{}\" wins if the weight of \"{}\" {} from {} to {} {}",
-        option_name(problem, flip.to),
-        problem.criteria[criterion].name,
-        if flip.upwards { "grows" } else { "falls" },
-        percent(analysis.weights[criterion]),
-        if flip.upwards { "above" } else { "below" },
-        percent(flip.at),
-    )
+    let (to, criterion_name) = (option_name(problem, flip.to), &problem.criteria[criterion].name);
+    let (now, at) = (percent(analysis.weights[criterion]), percent(flip.at));
+    match (now == at, flip.upwards) {
+        (true, true) => {
+            format!("\"{to}\" wins if the weight of \"{criterion_name}\", now {now}, grows at all")
+        }
+        (true, false) => {
+            format!("\"{to}\" wins if the weight of \"{criterion_name}\", now {now}, falls at all")
+        }
+        (false, true) => {
+            format!("\"{to}\" wins if the weight of \"{criterion_name}\" grows from {now} to above {at}")
+        }
+        (false, false) => {
+            format!("\"{to}\" wins if the weight of \"{criterion_name}\" falls from {now} to below {at}")
+        }
+    }
 }
 
 fn option_name(problem: &Problem, option: usize) -> &str {

@@ -38,6 +38,9 @@ const SCAN_BYTES_MAX: usize = 8 * 1024;
 const READING_WORK_MAX: usize = 4_000_000;
 /// A byte of text is that much cheaper than a node.
 const TEXT_BYTES_PER_WORK: usize = 16;
+/// The article is written out as HTML, too, and at each character to escape all of the text behind it
+/// is looked at, at about this many bytes in the time of a node.
+const ESCAPE_BYTES_PER_WORK: usize = 512;
 /// Each heading is compared with the title, word by word.
 const HEADING_WORK: usize = 2_000;
 
@@ -216,17 +219,23 @@ fn reading_work(document: &Document) -> usize {
         let above = node.parent().and_then(|parent| depths.get(&parent.id).copied());
         let depth = above.unwrap_or(0).saturating_add(1);
         let own = node.query_or(0, |node| match &node.data {
-            NodeData::Text { contents } => depth.saturating_mul(1 + contents.len() / TEXT_BYTES_PER_WORK),
-            NodeData::Element(element) => match element.name.local.as_ref() {
-                "h1" | "h2" => depth.saturating_add(HEADING_WORK),
-                _ => depth,
-            },
+            NodeData::Text { contents } => text_work(contents, depth),
+            NodeData::Element(element) if matches!(&*element.name.local, "h1" | "h2") => {
+                depth.saturating_add(HEADING_WORK)
+            }
             _ => depth,
         });
         depths.insert(node.id, depth);
         work = work.saturating_add(own);
     }
     work
+}
+
+fn text_work(text: &str, depth: usize) -> usize {
+    // Ampersands, and the first byte of a no-break space, which is that of other characters as well.
+    let escapes = text.bytes().filter(|byte| matches!(byte, b'&' | 0xC2)).count();
+    let reading = depth.saturating_mul(1 + text.len() / TEXT_BYTES_PER_WORK);
+    reading.saturating_add(escapes.saturating_mul(text.len() / ESCAPE_BYTES_PER_WORK))
 }
 
 fn is_canonical(element: &Element) -> bool {

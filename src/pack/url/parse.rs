@@ -54,6 +54,7 @@ pub(super) fn parse(html: &str) -> Parsed {
     let sink = Bounded {
         builder: TreeBuilder::new(Document::default(), options),
         full: Cell::new(false),
+        deep: Cell::new(false),
         measured: Cell::new(Measured { open: 0, nodes: 0 }),
     };
     let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
@@ -77,6 +78,8 @@ struct Bounded {
     builder: TreeBuilder<NodeId, Document>,
     /// The tree has all the nodes it may have; nothing more is let through.
     full: Cell<bool>,
+    /// As many elements are open as may be, and no end tag has come since that was found.
+    deep: Cell<bool>,
     measured: Cell<Measured>,
 }
 
@@ -105,6 +108,10 @@ impl TokenSink for Bounded {
                     self.builder.process_token(Token::TagToken(trimmed(tag)), line)
                 }
             }
+            Token::TagToken(_) => {
+                self.deep.set(false);
+                self.builder.process_token(token, line)
+            }
             // Nobody reads these.
             Token::CommentToken(_) | Token::ParseError(_) => TokenSinkResult::Continue,
             _ => self.builder.process_token(token, line),
@@ -124,6 +131,9 @@ impl Bounded {
     /// Whether as many elements are open as may be. Counting them takes as long as there are many;
     /// but each comes with a new node, so until enough nodes are new there is no need to count.
     fn is_deep(&self) -> bool {
+        if self.deep.get() {
+            return true;
+        }
         let nodes = self.builder.sink.tree.len();
         let measured = self.measured.get();
         if measured.open + (nodes - measured.nodes) < OPEN_ELEMENTS_MAX {
@@ -132,7 +142,8 @@ impl Bounded {
         let count = Count(Cell::new(0));
         self.builder.trace_handles(&count);
         self.measured.set(Measured { open: count.0.get(), nodes });
-        OPEN_ELEMENTS_MAX <= count.0.get()
+        self.deep.set(OPEN_ELEMENTS_MAX <= count.0.get());
+        self.deep.get()
     }
 }
 
