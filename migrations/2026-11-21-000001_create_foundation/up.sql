@@ -35,6 +35,10 @@ CREATE TABLE tenants (
     status       text        NOT NULL DEFAULT 'ACTIVE',
     budget_epoch bigint      NOT NULL DEFAULT nextval('budget_epoch_seq'),
     created_at   timestamptz NOT NULL,
+    -- Not for look-ups: it makes the epoch part of a key, so that raising it conflicts with FOR KEY
+    -- SHARE. Without it that lock is granted on the old version of the row, and a hold admitted under
+    -- an ended epoch would be inserted.
+    CONSTRAINT tenants_tenant_id_budget_epoch_key UNIQUE (tenant_id, budget_epoch),
     CONSTRAINT tenants_name_check CHECK (length(name) BETWEEN 1 AND 200),
     CONSTRAINT tenants_status_check CHECK (status IN ('ACTIVE', 'SUSPENDED'))
 );

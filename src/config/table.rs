@@ -28,8 +28,13 @@ pub(super) enum Kind {
 }
 
 /// Names that begin with DPP_ and are read elsewhere.
-pub(super) const OTHERS: [&str; 5] =
-    ["DPP_CONFIG_DIR", "DPP_PG_BIN", "DPP_REDIS_BIN", "DPP_CONFORMANCE_SQS_ENDPOINT", "DPP_CONFORMANCE_S3_ENDPOINT"];
+pub(super) const OTHERS: &[&str] = &[
+    "DPP_CONFIG_DIR",
+    "DPP_PG_BIN",
+    "DPP_REDIS_BIN",
+    #[cfg(debug_assertions)]
+    "DPP_CRASH_AT",
+];
 
 macro_rules! settings {
     ($($name:literal, $kind:expr, $help:literal;)*) => {

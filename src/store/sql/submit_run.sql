@@ -1,8 +1,9 @@
 -- submit_run: the run and its hold, in one statement.
 --
--- The shared lock waits for a rebuild of this tenant's budget. The row lock then re-reads the epoch
--- as it is after the wait (this statement's snapshot is older), so a hold admitted under an epoch
--- that has ended inserts nothing.
+-- The shared lock waits for a rebuild of this tenant's budget. This statement's snapshot is older than
+-- that wait, so the row lock must re-read the epoch: it does, because the epoch is part of a unique
+-- key and raising it conflicts with FOR KEY SHARE. A hold admitted under an epoch that has ended
+-- inserts nothing.
 WITH gate AS MATERIALIZED (
     SELECT tenant.tenant_id
     FROM (SELECT pg_advisory_xact_lock_shared(hashtextextended($1::uuid::text, 0))) AS lock, tenants AS tenant

@@ -17,7 +17,7 @@ async fn live(app: &TestApp, tenant: &crate::harness::Tenant) {
     }
     app.work().await;
     // A worker that took the run and died.
-    app.cx.store.move_clock(TimeDelta::seconds(10));
+    app.move_clock(TimeDelta::seconds(10));
     for pass in dpp::reaper::Pass::ALL {
         // A pass that is made to die is like a reaper that died.
         drop(pass.once(&app.cx).await);
@@ -40,7 +40,7 @@ async fn whatever_dies_the_books_balance_and_every_run_ends() {
             CrashPoint::RetainAfterPurge => {
                 app.submit(&tenant, "old", "1").await;
                 app.work().await;
-                app.cx.store.move_clock(TimeDelta::days(91));
+                app.move_clock(TimeDelta::days(91));
             }
             CrashPoint::RebuildAfterRaise | CrashPoint::RebuildAfterSet => {
                 let _: String = app.place.redis(&["FLUSHDB"]).await;
@@ -52,7 +52,7 @@ async fn whatever_dies_the_books_balance_and_every_run_ends() {
         assert!(app.cx.crash.fired(), "{point:?} lies on no way");
 
         let app = app.restart();
-        app.cx.store.move_clock(TimeDelta::days(1));
+        app.move_clock(TimeDelta::days(1));
         app.finish().await;
     }
 }

@@ -139,10 +139,10 @@ async fn a_deposit_counts_once_for_each_reference_up_to_a_billion() {
     assert_eq!(post("0.0001", "r3").await, Deposit::Posted);
 
     // Exact to the micro at the gate too.
-    app.submit(&tenant, "a", "0.0050").await;
+    app.submit(&tenant, "a", "0.0120").await;
     let available: String =
         app.place.redis(&["HGET", &format!("dpp:{{{}}}:budget", tenant.id), "available"]).await;
-    assert_eq!(available, "999999999995000");
+    assert_eq!(available, "999999999988000");
     app.finish().await;
 }
 

@@ -136,7 +136,7 @@ async fn kill_9_of_the_api_between_its_effects_and_no_money_is_missing() {
         assert!(request.send().await.is_err(), "the API died at {point}");
         assert_eq!(api.ended().await, None);
 
-        app.cx.store.move_clock(chrono::TimeDelta::seconds(10));
+        app.move_clock(chrono::TimeDelta::seconds(10));
         app.quiet().await;
 
         // The client tries again: one run, paid once.

@@ -177,7 +177,7 @@ async fn a_suspended_tenant_buys_nothing_and_its_waiting_runs_wait() {
     assert_eq!(app.run(&tenant, run_id).await["status"], "QUEUED");
 
     app.cx.store.set_suspended(tenant.id, false).await.unwrap();
-    app.cx.store.move_clock(chrono::TimeDelta::seconds(10));
+    app.move_clock(chrono::TimeDelta::seconds(10));
     app.quiet().await;
     assert_eq!(app.run(&tenant, run_id).await["status"], "COMPLETED");
     app.finish().await;

@@ -100,6 +100,8 @@ impl TestApp {
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
         let cx = Arc::new(parts::context(&settings, &place.aws).unwrap());
+        // The clock never goes back, not even in a restart.
+        cx.store.move_clock(*place.clock.lock().unwrap());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -114,6 +116,17 @@ impl TestApp {
             .build()
             .unwrap();
         Self { cx, url, place, http, stop, tasks, checked: false }
+    }
+
+    /// Moves the clock of this place's database.
+    pub fn move_clock(&self, by: chrono::TimeDelta) {
+        *self.place.clock.lock().unwrap() += by;
+        self.cx.store.move_clock(by);
+    }
+
+    /// Ends an app whose place another app goes on to use and check.
+    pub fn abandon(mut self) {
+        self.checked = true;
     }
 
     /// The same app anew over the same services, as after a crash of all its processes.

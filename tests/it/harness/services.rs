@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -53,6 +53,8 @@ pub struct Place {
     pub aws: SdkConfig,
     pub database_url: String,
     pub redis_url: String,
+    /// How far the clock has been moved.
+    pub clock: Arc<std::sync::Mutex<chrono::TimeDelta>>,
 }
 
 /// The servers of this run, started by whoever asks first.
@@ -60,6 +62,10 @@ pub fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
+        // For looking into a test that fails: TEST_LOG=info cargo test …
+        if let Ok(filter) = std::env::var("TEST_LOG") {
+            dpp::telemetry::init(&filter, false).unwrap();
+        }
         let (send, receive) = std::sync::mpsc::channel();
         // The servers' own runtime: each test's ends with the test.
         std::thread::spawn(move || {
@@ -119,6 +125,7 @@ impl Shared {
             redis_url: environment["REDIS_URL"].clone(),
             environment,
             process_environment,
+            clock: Arc::default(),
         }
     }
 }
