@@ -2,7 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a test's unwrap is its assertion")]
 #![expect(clippy::disallowed_methods, reason = "tests own their tasks, clocks and environment")]
 
+mod api;
+mod budget;
 mod conformance;
+mod domain;
 mod flow;
 mod harness;
 mod pack;
+mod role;

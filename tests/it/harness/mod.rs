@@ -235,18 +235,12 @@ impl TestApp {
         panic!("the work does not come to an end");
     }
 
-    /// Ends the test: everything comes to rest, every run has ended, and the promises hold.
+    /// Ends the test: everything comes to rest, every run has ended (or waits for a person), and the promises
+    /// hold.
     pub async fn finish(mut self) {
         self.checked = true;
         self.quiet().await;
-        check::promises(&self, check::Runs::AllEnded).await;
-        self.stop_server().await;
-    }
-
-    /// Ends a test that leaves runs open on purpose: the promises hold all the same.
-    pub async fn finish_with_open_runs(mut self) {
-        self.checked = true;
-        check::promises(&self, check::Runs::MayBeOpen).await;
+        check::promises(&self).await;
         self.stop_server().await;
     }
 

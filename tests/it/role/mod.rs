@@ -1,0 +1,163 @@
+//! `dpp dev`: from nothing to a paid run, over a restart, and nothing left behind.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::harness::{decision, until};
+
+struct Dev {
+    child: Child,
+    stdout: std::sync::mpsc::Receiver<String>,
+}
+
+impl Dev {
+    fn start(directory: &Path, words: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_dpp"))
+            .args(["dev", "--data-dir"])
+            .arg(directory)
+            .args(words)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("DPP_OPS_ADDR", "127.0.0.1:0")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (send, stdout) = std::sync::mpsc::channel();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        std::thread::spawn(move || lines.map_while(Result::ok).all(|line| send.send(line).is_ok()));
+        Self { child, stdout }
+    }
+
+    /// Reads lines until one contains `text`; returns all of them.
+    fn lines_until(&self, text: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line: &String| !line.contains(text)) {
+            let line = self.stdout.recv_timeout(Duration::from_secs(30));
+            lines.push(line.unwrap_or_else(|_| panic!("no {text:?} after {lines:?}")));
+        }
+        lines
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+/// Processes whose command line names this directory.
+fn left(directory: &Path) -> Vec<String> {
+    let name = directory.to_str().unwrap();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok())
+        .filter(|command| command.contains(name))
+        .collect()
+}
+
+async fn nothing_is_left(directory: &Path) {
+    until("no process is left", async || left(directory).is_empty()).await;
+}
+
+fn free_port() -> String {
+    dpp::local::child::free_port().unwrap().to_string()
+}
+
+async fn paid_run(lines: &[String]) -> Value {
+    let text = lines.join("\n");
+    let after = |mark: &str| text.split_once(mark).unwrap().1.split_whitespace().next().unwrap().to_owned();
+    let (url, key) = (after("ready at "), after("API key: "));
+    let client = reqwest::Client::new();
+    let response = client
+        .post(format!("{url}/v1/runs"))
+        .bearer_auth(&key)
+        .header("Idempotency-Key", uuid::Uuid::new_v4().to_string())
+        .header("Content-Type", "application/json")
+        .body(decision("1").to_string())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 202);
+    let run: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+    let path = format!("{url}/v1/runs/{}", run["run_id"].as_str().unwrap());
+    let mut done = Value::Null;
+    until("the run is done", async || {
+        let text = client.get(&path).bearer_auth(&key).send().await.unwrap().text().await.unwrap();
+        done = serde_json::from_str(&text).unwrap();
+        done["status"] == "COMPLETED"
+    })
+    .await;
+    let budget = client.get(format!("{url}/v1/budget")).bearer_auth(&key).send().await.unwrap();
+    serde_json::from_str(&budget.text().await.unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_starts_from_nothing_keeps_its_state_and_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join("state");
+    let mut first = Dev::start(&directory, &["--port", &free_port()]);
+    let lines = first.lines_until("Ctrl-C");
+    assert_eq!(paid_run(&lines).await["available_usd"], "99.9880");
+
+    // A second one on the same state says so and stops.
+    let output = Command::new(env!("CARGO_BIN_EXE_dpp"))
+        .args(["dev", "--data-dir"])
+        .arg(&directory)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("another `dpp dev` is running"), "{output:?}");
+
+    first.signal("TERM");
+    assert_eq!(first.child.wait().unwrap().code(), Some(0));
+    nothing_is_left(&directory).await;
+
+    let mut second = Dev::start(&directory, &["--port", &free_port()]);
+    let again = second.lines_until("Ctrl-C");
+    let key = |lines: &[String]| lines.iter().find(|line| line.contains("API key")).cloned();
+    assert_eq!(key(&again), key(&lines), "the key survives");
+    assert_eq!(paid_run(&again).await["available_usd"], "99.9760");
+
+    second.signal("KILL");
+    second.child.wait().unwrap();
+    nothing_is_left(&directory).await;
+
+    let mut third = Dev::start(&directory, &["--services-only"]);
+    let settings = third.lines_until("ready");
+    for name in ["DATABASE_URL=", "REDIS_URL=", "SQS_QUEUE_URL=", "S3_RESULT_BUCKET=", "URL_ALLOW_LOOPBACK=true", "DPP_ENV=dev"] {
+        assert!(settings.iter().any(|line| line.starts_with(name)), "{name} in {settings:?}");
+    }
+    assert_eq!(settings.last().map(String::as_str), Some("ready"));
+    third.signal("INT");
+    assert_eq!(third.child.wait().unwrap().code(), Some(0));
+    nothing_is_left(&directory).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_a_service_of_dev_dies_everything_stops() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut dev = Dev::start(directory.path(), &["--services-only"]);
+    dev.lines_until("ready");
+    // Redis rewrites its title, so it is found by its working directory.
+    let pids: Vec<_> = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory.path().join("redis"))
+                && std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.starts_with("redis"))
+        })
+        .filter_map(|entry| entry.file_name().to_str().map(str::to_owned))
+        .collect();
+    assert_eq!(pids.len(), 1, "one Redis of ours");
+    assert!(Command::new("kill").args(["-s", "KILL", &pids[0]]).status().unwrap().success());
+
+    assert_eq!(dev.child.wait().unwrap().code(), Some(1));
+    nothing_is_left(directory.path()).await;
+}
