@@ -279,7 +279,9 @@ impl Command {
             Self::Plan(Plan::Assign { tenant, plan, form }) => {
                 admin::assign_plan(settings, form.into(), &tenant, &plan).await
             }
-            Self::Budget(Budget::Show { tenant, form }) => admin::show_budget(settings, form.into(), &tenant).await,
+            Self::Budget(Budget::Show { tenant, form }) => {
+                admin::show_budget(settings, form.into(), &tenant).await
+            }
             Self::Budget(Budget::Deposit { tenant, amount, reference, form }) => {
                 admin::deposit(settings, form.into(), &tenant, amount, &reference).await
             }
@@ -314,7 +316,9 @@ impl Tenant {
 impl Key {
     async fn run(self, settings: &Settings) -> anyhow::Result<bool> {
         match self {
-            Self::Create { tenant, label, form } => admin::create_key(settings, form.into(), &tenant, &label).await,
+            Self::Create { tenant, label, form } => {
+                admin::create_key(settings, form.into(), &tenant, &label).await
+            }
             Self::List { tenant, form } => admin::list_keys(settings, form.into(), &tenant).await,
             Self::Rotate { key_id, grace_sec, form } => {
                 admin::rotate_key(settings, form.into(), key_id, Duration::from_secs(grace_sec.into())).await

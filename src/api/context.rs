@@ -46,10 +46,11 @@ impl Ids {
 
 /// The ids of a request that came through [`surround`].
 pub fn ids(request: &HttpRequest) -> Ids {
-    request.extensions().get::<Ids>().cloned().unwrap_or_else(|| Ids {
-        trace_id: TraceId::new(),
-        request_id: String::new(),
-    })
+    request
+        .extensions()
+        .get::<Ids>()
+        .cloned()
+        .unwrap_or_else(|| Ids { trace_id: TraceId::new(), request_id: String::new() })
 }
 
 /// Middleware: gives the request its ids, and its answer the house's headers and form.

@@ -40,7 +40,12 @@ impl FromRequest for Caller {
             let app = app(&request)?;
             let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
             let (scheme, key) = header.and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
-            let key: ApiKey = key.trim().parse().ok().filter(|_| scheme.eq_ignore_ascii_case("bearer")).ok_or_else(refused)?;
+            let key: ApiKey = key
+                .trim()
+                .parse()
+                .ok()
+                .filter(|_| scheme.eq_ignore_ascii_case("bearer"))
+                .ok_or_else(refused)?;
             let found = app.caller(key.digest()).await;
             let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
             found.map(Self).ok_or_else(refused)
@@ -69,7 +74,7 @@ pub fn idempotency_key(request: &HttpRequest) -> Result<IdempotencyKey, Problem>
     if values.next().is_some() {
         return Err(bad("Send one Idempotency-Key only.".to_owned()));
     }
-    let text = value.to_str().map_err(|_| bad("An Idempotency-Key is visible ASCII.".to_owned()))?;
+    let text = value.to_str().ok().ok_or_else(|| bad("An Idempotency-Key is visible ASCII.".to_owned()))?;
     IdempotencyKey::from_header(text).map_err(|error| bad(format!("{error}.")))
 }
 
@@ -81,9 +86,14 @@ pub fn json_object(request: &HttpRequest, body: &web::Bytes) -> Result<Map<Strin
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {
-        return Err(Problem::new(Kind::UnsupportedMediaType, "Send a header Content-Type: application/json."));
+        return Err(Problem::new(
+            Kind::UnsupportedMediaType,
+            "Send a header Content-Type: application/json.",
+        ));
     }
-    let bad = |detail: String| Problem::fields(Kind::InvalidRequest, vec![FieldError { pointer: String::new(), detail }]);
+    let bad = |detail: String| {
+        Problem::fields(Kind::InvalidRequest, vec![FieldError { pointer: String::new(), detail }])
+    };
     match json::parse(body) {
         Ok(Value::Object(members)) => Ok(members),
         Ok(_) => Err(bad("send a JSON object".to_owned())),

@@ -58,7 +58,8 @@ pub struct App {
 impl App {
     /// The state of one server.
     pub fn new(cx: Arc<Ctx>, detached: Detached, public_url: String) -> Self {
-        let callers = moka::future::Cache::builder().max_capacity(CALLERS_MAX).time_to_live(CALLER_TTL).build();
+        let callers =
+            moka::future::Cache::builder().max_capacity(CALLERS_MAX).time_to_live(CALLER_TTL).build();
         Self { cx, detached, public_url, callers, probed: tokio::sync::Mutex::default() }
     }
 
@@ -85,7 +86,7 @@ impl App {
         let down = Err("it cannot be asked");
         let probe = self
             .detached
-            .run(async move { probe::probe(&cx).await })
+            .run(async move { Box::pin(probe::probe(&cx)).await })
             .await
             .unwrap_or(Probe { database: down, redis: down, s3: down, sqs: down });
         *probed = Some((tokio::time::Instant::now(), probe.clone()));
@@ -97,7 +98,12 @@ impl App {
 ///
 /// # Errors
 /// When the listener cannot be used.
-pub fn serve(listener: TcpListener, app: App, grace: Duration, stop: CancellationToken) -> std::io::Result<Server> {
+pub fn serve(
+    listener: TcpListener,
+    app: App,
+    grace: Duration,
+    stop: CancellationToken,
+) -> std::io::Result<Server> {
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
         ActixApp::new()

@@ -25,7 +25,8 @@ pub async fn readyz(app: Data<App>) -> HttpResponse {
 
 async fn report(app: &App) -> (bool, serde_json::Value) {
     let probe = app.probe().await;
-    let word = |answer: Result<(), &str>| answer.map_or_else(|why| format!("down: {why}"), |()| "up".to_owned());
+    let word =
+        |answer: Result<(), &str>| answer.map_or_else(|why| format!("down: {why}"), |()| "up".to_owned());
     let ready = probe.all_up();
     let report = json!({
         "status": if ready { "ok" } else { "degraded" },

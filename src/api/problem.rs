@@ -142,13 +142,16 @@ impl Problem {
             Refusal::KeyReused => {
                 Self::new(Kind::KeyReused, "This Idempotency-Key belongs to a submit with another payload.")
             }
-            Refusal::Suspended => Self::new(Kind::TenantSuspended, "The tenant is suspended and cannot buy runs."),
+            Refusal::Suspended => {
+                Self::new(Kind::TenantSuspended, "The tenant is suspended and cannot buy runs.")
+            }
             Refusal::UnknownPack(known) => {
                 Self::new(Kind::UnknownPack, format!("The packs are: {}.", known.join(", ")))
             }
             Refusal::PackUnavailable(why) => Self::new(Kind::PackUnavailable, why),
             Refusal::InvalidInputs(errors) => {
-                let inside = |error: FieldError| FieldError { pointer: format!("/inputs{}", error.pointer), ..error };
+                let inside =
+                    |error: FieldError| FieldError { pointer: format!("/inputs{}", error.pointer), ..error };
                 Self::fields(Kind::InvalidInputs, errors.into_iter().map(inside).collect())
             }
             Refusal::Plan(refusal) => Self::of_plan(&refusal),
@@ -172,12 +175,16 @@ impl Problem {
             PlanRefusal::PackNotAllowed => {
                 Self::new(Kind::PackNotAllowed, "The tenant's plan does not include this pack.")
             }
-            PlanRefusal::MaxCostExceedsPlan { limit } => {
-                field(Kind::MaxCostExceedsPlan, "/max_cost_usd", format!("the most that this plan allows is {limit}"))
-            }
-            PlanRefusal::MaxCostTooLow { least } => {
-                field(Kind::MaxCostTooLow, "/max_cost_usd", format!("the least that this run can cost is {least}"))
-            }
+            PlanRefusal::MaxCostExceedsPlan { limit } => field(
+                Kind::MaxCostExceedsPlan,
+                "/max_cost_usd",
+                format!("the most that this plan allows is {limit}"),
+            ),
+            PlanRefusal::MaxCostTooLow { least } => field(
+                Kind::MaxCostTooLow,
+                "/max_cost_usd",
+                format!("the least that this run can cost is {least}"),
+            ),
             PlanRefusal::TimeboxOutOfRange { secs_max } => {
                 field(Kind::InvalidRequest, "/timebox_sec", format!("a whole number from 1 to {secs_max}"))
             }

@@ -229,13 +229,25 @@ fn order(
     }
     for name in members.keys() {
         let pointer = format!("/{}", name.replace('~', "~0").replace('/', "~1"));
-        wrong(&pointer, "is not a field of this request: pack_type, inputs, max_cost_usd, timebox_sec and metadata are");
+        wrong(
+            &pointer,
+            "is not a field of this request: pack_type, inputs, max_cost_usd, timebox_sec and metadata are",
+        );
     }
     if !errors.is_empty() {
         return Err(Problem::fields(Kind::InvalidRequest, errors));
     }
     let max_cost = amount(max_cost.as_ref())?;
-    Ok(Order { pack_type, inputs, max_cost, timebox_secs, metadata, idempotency_key, payload, trace_id: ids.trace_id })
+    Ok(Order {
+        pack_type,
+        inputs,
+        max_cost,
+        timebox_secs,
+        metadata,
+        idempotency_key,
+        payload,
+        trace_id: ids.trace_id,
+    })
 }
 
 fn amount(value: Option<&Value>) -> Result<UsdMicros, Problem> {

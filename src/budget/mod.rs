@@ -133,7 +133,11 @@ impl Budget {
     ///
     /// # Errors
     /// When the URL is none.
-    pub fn new(url: &SecretString, password: Option<&SecretString>, connections_max: usize) -> anyhow::Result<Self> {
+    pub fn new(
+        url: &SecretString,
+        password: Option<&SecretString>,
+        connections_max: usize,
+    ) -> anyhow::Result<Self> {
         Ok(Self { pool: pool::build(url, password, connections_max)? })
     }
 
@@ -160,12 +164,14 @@ impl Budget {
             .arg(payload.to_hex());
         let reply: Vec<String> = invoke(connection, &call).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["held" | "again", epoch, run_id] => {
-                Ok(Reserve::Held { epoch: number(epoch)?, run_id: run_id.parse().map_err(|_| unexpected(&reply))? })
-            }
+            ["held" | "again", epoch, run_id] => Ok(Reserve::Held {
+                epoch: number(epoch)?,
+                run_id: run_id.parse().ok().ok_or_else(|| unexpected(&reply))?,
+            }),
             ["mismatch"] => Ok(Reserve::Mismatch),
             ["short", available] => {
-                let available = UsdMicros::new(number(available)?.max(0)).map_err(|_| unexpected(&reply))?;
+                let available =
+                    UsdMicros::new(number(available)?.max(0)).ok().ok_or_else(|| unexpected(&reply))?;
                 Ok(Reserve::Short { available })
             }
             ["unknown"] => Ok(Reserve::Unknown),
@@ -256,7 +262,8 @@ impl Budget {
                 let admitted_ms =
                     admits.get(&run_id).and_then(|admit| admit.rsplit(' ').next()?.parse().ok()).unwrap_or(0);
                 let age = Duration::from_millis(now_ms.saturating_sub(admitted_ms));
-                let run = run_id.parse().map_err(|_| Error::Unexpected(format!("a hold of {run_id:?}")))?;
+                let run =
+                    run_id.parse().ok().ok_or_else(|| Error::Unexpected(format!("a hold of {run_id:?}")))?;
                 Ok((run, GateHold { amount_usd_micros, age }))
             })
             .collect::<Result<_, Error>>()?;
@@ -305,7 +312,7 @@ fn conclude<T>(
 }
 
 fn number(text: &str) -> Result<i64, Error> {
-    text.parse().map_err(|_| Error::Unexpected(format!("{text:?} where a number belongs")))
+    text.parse().ok().ok_or_else(|| Error::Unexpected(format!("{text:?} where a number belongs")))
 }
 
 fn unexpected(reply: &[String]) -> Error {

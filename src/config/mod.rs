@@ -141,7 +141,9 @@ impl Settings {
             }
         }
         if self.text("CORS_ALLOWED_ORIGINS").split(',').any(|origin| origin.trim() == "*") {
-            wrong.push("CORS_ALLOWED_ORIGINS is \"*\": name the origins, as https://app.example.com".to_owned());
+            wrong.push(
+                "CORS_ALLOWED_ORIGINS is \"*\": name the origins, as https://app.example.com".to_owned(),
+            );
         }
     }
 
@@ -157,7 +159,8 @@ impl Settings {
     /// A setting without which the caller cannot work.
     fn required(&self, name: &'static str) -> Result<String, Error> {
         self.optional(name).ok_or_else(|| {
-            let help = SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
+            let help =
+                SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
             Error(vec![format!("{name} is not set: {help}")])
         })
     }
@@ -348,7 +351,8 @@ fn overlay(values: &mut BTreeMap<&'static str, String>, from: &str, text: &str, 
 /// Names that begin with DPP_ are ours, so one that is not in the table is a slip.
 fn refuse_unknown(environment: &BTreeMap<String, String>, wrong: &mut Vec<String>) {
     for name in environment.keys().filter(|name| name.starts_with("DPP_")) {
-        let known = SETTINGS.iter().any(|setting| setting.name == name) || table::OTHERS.contains(&name.as_str());
+        let known =
+            SETTINGS.iter().any(|setting| setting.name == name) || table::OTHERS.contains(&name.as_str());
         if !known {
             wrong.push(format!("{name} is no setting{}", suggestion(name)));
         }

@@ -107,8 +107,9 @@ impl Kind {
         let right = match self {
             Self::Text | Self::Secret => return Ok(()),
             Self::Url(schemes) | Self::SecretUrl(schemes) => {
-                let sound = url::Url::parse(value)
-                    .is_ok_and(|url| schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty()));
+                let sound = url::Url::parse(value).is_ok_and(|url| {
+                    schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty())
+                });
                 (sound, format!("write a URL that begins with {}://", schemes.join(":// or ")))
             }
             Self::Flag => (matches!(value, "true" | "false"), "write true or false".to_owned()),
@@ -116,7 +117,9 @@ impl Kind {
                 value.parse::<u64>().is_ok_and(|count| (*least..=*most).contains(&count)),
                 format!("write a whole number from {least} to {most}"),
             ),
-            Self::Interval => (duration(value).is_some(), "write a number above 0, such as 30 or 0.5".to_owned()),
+            Self::Interval => {
+                (duration(value).is_some(), "write a number above 0, such as 30 or 0.5".to_owned())
+            }
             Self::Address => (
                 value.parse::<std::net::SocketAddr>().is_ok(),
                 "write an address and port, such as 127.0.0.1:9464".to_owned(),

@@ -66,7 +66,8 @@ impl TraceId {
     /// §3.2). Versions above 00 may carry more fields; version ff is forbidden.
     pub fn from_traceparent(header: &str) -> Option<Self> {
         let mut fields = header.split('-');
-        let (version, trace, parent, flags) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let (version, trace, parent, flags) =
+            (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
         let hex = |text: &str, length| {
             text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
         };

@@ -27,7 +27,11 @@ impl IdempotencyKey {
             None => value.to_owned(),
         };
         let visible = key.bytes().all(|byte| byte.is_ascii_graphic());
-        if (1..=KEY_CHARS_MAX).contains(&key.len()) && visible { Ok(Self(key)) } else { Err(BadIdempotencyKey) }
+        if (1..=KEY_CHARS_MAX).contains(&key.len()) && visible {
+            Ok(Self(key))
+        } else {
+            Err(BadIdempotencyKey)
+        }
     }
 
     /// The key's text.

@@ -72,7 +72,12 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanRefusal`]
-    pub fn admits(&self, pack_type: &str, max_cost: UsdMicros, timebox_secs: i64) -> Result<i32, PlanRefusal> {
+    pub fn admits(
+        &self,
+        pack_type: &str,
+        max_cost: UsdMicros,
+        timebox_secs: i64,
+    ) -> Result<i32, PlanRefusal> {
         if self.allowed_packs.as_ref().is_some_and(|packs| !packs.iter().any(|pack| pack == pack_type)) {
             return Err(PlanRefusal::PackNotAllowed);
         }

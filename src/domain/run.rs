@@ -167,7 +167,9 @@ impl Reason {
     pub fn lost(attempts: i32) -> Self {
         Self {
             code: "platform_lost".to_owned(),
-            detail: format!("The platform lost this run {attempts} times, the most it may; submit it again under a new Idempotency-Key."),
+            detail: format!(
+                "The platform lost this run {attempts} times, the most it may; submit it again under a new Idempotency-Key."
+            ),
         }
     }
 
@@ -244,7 +246,9 @@ impl RunState {
     /// The final cost; `None` until the run has ended.
     pub fn charge(&self) -> Option<UsdMicros> {
         match self {
-            Self::Queued | Self::Processing { .. } | Self::Claimed { .. } | Self::AuditRequired { .. } => None,
+            Self::Queued | Self::Processing { .. } | Self::Claimed { .. } | Self::AuditRequired { .. } => {
+                None
+            }
             Self::Completed { charge, .. } | Self::Failed { charge, .. } | Self::Cancelled { charge, .. } => {
                 Some(*charge)
             }
@@ -255,7 +259,9 @@ impl RunState {
     /// The end, once there.
     pub fn end(&self) -> Option<End> {
         match self {
-            Self::Queued | Self::Processing { .. } | Self::Claimed { .. } | Self::AuditRequired { .. } => None,
+            Self::Queued | Self::Processing { .. } | Self::Claimed { .. } | Self::AuditRequired { .. } => {
+                None
+            }
             Self::Completed { end, .. }
             | Self::Failed { end, .. }
             | Self::Expired { end, .. }

@@ -9,7 +9,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Ctx, Error};
 use crate::{
-    domain::{api_key::hex, id::{RunId, TenantId}, receipt::Receipt},
+    domain::{
+        api_key::hex,
+        id::{RunId, TenantId},
+        receipt::Receipt,
+    },
     store::{Finding, RunCharge},
 };
 
@@ -78,7 +82,9 @@ async fn gate_once(cx: &Ctx, tenant_id: TenantId) -> Result<Vec<Finding>, Error>
     let seen = cx.budget.inspect(tenant_id).await?;
     let epoch = cx.store.epoch(tenant_id).await?;
     // A gate that knows nothing, or another epoch, admits nothing and cannot be wrong.
-    let Some(budget) = seen.budget.filter(|budget| Some(budget.epoch) == epoch) else { return Ok(Vec::new()) };
+    let Some(budget) = seen.budget.filter(|budget| Some(budget.epoch) == epoch) else {
+        return Ok(Vec::new());
+    };
     let balance = cx.store.balance(tenant_id).await?;
     let open = cx.store.open_holds(tenant_id).await?;
     let finding = |kind: &str, run_id: Option<RunId>, expected, found, detail: &str| Finding {
@@ -148,9 +154,11 @@ async fn object(cx: &Ctx, run: &RunCharge) -> Result<Option<Finding>, Error> {
         Ok(receipt) if receipt.cost.get() != run.cost_usd_micros => {
             finding("receipt_cost", receipt.cost.get(), "the receipt says another cost".to_owned())
         }
-        Ok(receipt) if receipt.sha256 != run.sha256 || hex(&Sha256::digest(&bytes)) != run.sha256 => {
-            finding("object_bytes", receipt.cost.get(), "the object's bytes are not those of the run".to_owned())
-        }
+        Ok(receipt) if receipt.sha256 != run.sha256 || hex(&Sha256::digest(&bytes)) != run.sha256 => finding(
+            "object_bytes",
+            receipt.cost.get(),
+            "the object's bytes are not those of the run".to_owned(),
+        ),
         Ok(_) => None,
     })
 }

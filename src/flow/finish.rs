@@ -55,9 +55,8 @@ pub async fn finish(
     cx.results.put(&claimed, bytes).await?;
     cx.crash.at(CrashPoint::FinishAfterUpload)?;
     let guard = Guard::of_claim(&claimed);
-    let end = patiently(|| {
-        cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, Ending::Completed(cost))
-    });
+    let end =
+        patiently(|| cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, Ending::Completed(cost)));
     let Cas::Won(settled) = end.await? else { return Ok(lost(run)) };
     settle(cx, &settled, "COMPLETED", &run.pack_type).await?;
     Ok(Finish::Ended)
@@ -102,7 +101,8 @@ pub(super) async fn settle(
     status: &'static str,
     pack_type: &str,
 ) -> Result<(), Error> {
-    metrics::counter!("dpp_runs_ended_total", "status" => status, "pack" => pack_type.to_owned()).increment(1);
+    metrics::counter!("dpp_runs_ended_total", "status" => status, "pack" => pack_type.to_owned())
+        .increment(1);
     metrics::counter!("dpp_charged_usd_micros_total", "pack" => pack_type.to_owned())
         .increment(settled.charge().get().unsigned_abs());
     tracing::info!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), tenant_id = %settled.tenant_id(),

@@ -146,14 +146,17 @@ impl Detached {
         Self { runtime, tasks }
     }
 
-    /// Runs `flow` to its end and waits for it. Dropping the wait does not stop the flow.
+    /// Begins `flow` at once; what is returned waits for its end. Dropping the wait does not stop the
+    /// flow.
     ///
     /// # Errors
     /// [`Panicked`]
-    pub async fn run<T: Send + 'static>(
-        &self,
-        flow: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, Panicked> {
-        Ok(self.tasks.spawn_on(flow, &self.runtime).await?)
+    pub fn run<T, F>(&self, flow: F) -> impl Future<Output = Result<T, Panicked>> + use<T, F>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + Send + 'static,
+    {
+        let running = self.tasks.spawn_on(flow, &self.runtime);
+        async move { Ok(running.await?) }
     }
 }

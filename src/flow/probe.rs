@@ -44,7 +44,11 @@ async fn bounded<E: Into<super::Error>>(
     match tokio::time::timeout(PROBE_MAX, ping).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {
-            tracing::warn!(service, error = format!("{:#}", anyhow::Error::from(error.into())), "a dependency is down");
+            tracing::warn!(
+                service,
+                error = format!("{:#}", anyhow::Error::from(error.into())),
+                "a dependency is down"
+            );
             Err("it cannot be reached, or refuses")
         }
         Err(_) => {

@@ -48,6 +48,10 @@ pub async fn find(cx: &Ctx, tenant_id: TenantId, run_id: RunId) -> Result<Found,
 pub async fn link(cx: &Ctx, run: &Run) -> Result<Option<Link>, Error> {
     let Some(result) = run.result() else { return Ok(None) };
     let ttl = cx.pace.result_url_ttl;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the signature is made, and so ends, by this machine's clock"
+    )]
     let expires_at = Utc::now() + TimeDelta::from_std(ttl).unwrap_or(TimeDelta::zero());
     Ok(Some(Link { url: cx.results.presign(&result.key, ttl).await?, expires_at }))
 }

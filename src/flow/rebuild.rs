@@ -36,7 +36,11 @@ pub async fn rebuild(cx: &Ctx, tenant_id: TenantId) -> Result<(), Error> {
 }
 
 /// The same, with the lock in hand and perhaps a deposit made under it. Lets go of the lock.
-pub(super) async fn under_lock(cx: &Ctx, tenant_id: TenantId, mut books: LockedBooks) -> Result<Balance, Error> {
+pub(super) async fn under_lock(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    mut books: LockedBooks,
+) -> Result<Balance, Error> {
     let epoch = books.raise_epoch().await?;
     cx.crash.at(CrashPoint::RebuildAfterRaise)?;
     let balance = books.balance().await?;

@@ -23,7 +23,8 @@ pub async fn reconcile(cx: &Ctx, due: &DueClaim) -> Result<Changed, Error> {
     let guard = Guard::of_claim(run);
     match judge(run.run_id(), run.tenant_id(), run.reserved(), run.claim(), &sight) {
         Verdict::RollForward { cost } => {
-            let end = cx.store.end(run.run_id(), run.tenant_id(), run.trace_id(), guard, Ending::Completed(cost));
+            let end =
+                cx.store.end(run.run_id(), run.tenant_id(), run.trace_id(), guard, Ending::Completed(cost));
             let Cas::Won(settled) = end.await? else { return Ok(Changed::Lost) };
             finish::settle(cx, &settled, "COMPLETED", "none").await?;
             Ok(Changed::Yes)

@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet, hash_map::Entry};
 use super::{Ctx, Error, crash::CrashPoint};
 use crate::{
     domain::{id::RunId, run::Leased},
-    queue::{Received, Receipt},
+    queue::{Receipt, Received},
+    wire::message::RunMessage,
 };
 
 /// Leases the runs of `messages`. Messages that wake nobody are deleted: their run is somebody
@@ -15,12 +16,12 @@ use crate::{
 /// # Errors
 /// [`Error`]; the messages come back by themselves.
 pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Vec<(Leased, Receipt)>, Error> {
-    let mut receipts: HashMap<RunId, Receipt> = HashMap::new();
+    let mut receipts: HashMap<RunId, (RunMessage, Receipt)> = HashMap::new();
     let mut spent = Vec::new();
     for Received { body, receipt } in messages {
         match body {
             Ok(message) => match receipts.entry(message.run_id) {
-                Entry::Vacant(place) => drop(place.insert(receipt)),
+                Entry::Vacant(place) => drop(place.insert((message, receipt))),
                 Entry::Occupied(_) => spent.push(receipt),
             },
             Err(text) => bury(cx, &text, &receipt).await?,
@@ -31,7 +32,7 @@ pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Vec<(Leased, Rece
     cx.crash.at(CrashPoint::TakeAfterLease)?;
     let mut taken = Vec::with_capacity(leased.len());
     for run in leased {
-        if let Some(receipt) = receipts.remove(&run.run_id) {
+        if let Some((_, receipt)) = receipts.remove(&run.run_id) {
             tracing::info!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                 attempt = run.attempt, pack_type = run.pack_type, "run taken");
             taken.push((run, receipt));
@@ -46,7 +47,7 @@ pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Vec<(Leased, Rece
 }
 
 /// Sorts out messages whose run could not be taken.
-async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, Receipt>, mut spent: Vec<Receipt>) {
+async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, (RunMessage, Receipt)>, mut spent: Vec<Receipt>) {
     let ids: Vec<_> = receipts.keys().copied().collect();
     let looked = async {
         let waiting = cx.store.still_waiting(&ids).await?;
@@ -61,10 +62,11 @@ async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, Receipt>, mut spent: Vec
     for run in waiting {
         receipts.remove(&run);
     }
-    for (run, receipt) in receipts {
+    for (run, (message, receipt)) in receipts {
+        let text = serde_json::to_string(&message).unwrap_or_default();
         if known.contains(&run) {
             spent.push(receipt);
-        } else if let Err(error) = bury(cx, &format!("{{\"unknown_run_id\":\"{run}\"}}"), &receipt).await {
+        } else if let Err(error) = bury(cx, &text, &receipt).await {
             tracing::warn!(run_id = %run, error = format!("{:#}", anyhow::Error::from(error)), "cannot bury a message");
         }
     }
@@ -74,7 +76,10 @@ async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, Receipt>, mut spent: Vec
 async fn delete(cx: &Ctx, receipts: Vec<Receipt>) {
     for receipt in receipts {
         if let Err(error) = cx.queue.delete(&receipt).await {
-            tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot delete a spent message");
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "cannot delete a spent message"
+            );
         }
     }
 }

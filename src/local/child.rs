@@ -147,7 +147,11 @@ fn tie_to_parent(command: &mut Command, end: Signal) {
         // SAFETY: prctl is async-signal-safe and touches no memory of this process.
         unsafe {
             command.pre_exec(move || {
-                if libc::prctl(libc::PR_SET_PDEATHSIG, signal) == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+                if libc::prctl(libc::PR_SET_PDEATHSIG, signal) == -1 {
+                    Err(io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
             });
         }
     }
@@ -170,7 +174,10 @@ pub fn find(program: &str, directory: Option<&Path>, usual: &[PathBuf]) -> Optio
     }
     #[expect(clippy::disallowed_methods, reason = "PATH is the system's, not a setting")]
     let path = std::env::var_os("PATH").unwrap_or_default();
-    usual.iter().find_map(|directory| here(directory)).or_else(|| std::env::split_paths(&path).find_map(|dir| here(&dir)))
+    usual
+        .iter()
+        .find_map(|directory| here(directory))
+        .or_else(|| std::env::split_paths(&path).find_map(|dir| here(&dir)))
 }
 
 /// A port of loopback that is free now.

@@ -46,6 +46,7 @@ impl Server {
     {
         let addr = listener.local_addr()?;
         let (alive, gone) = oneshot::channel();
+        #[expect(clippy::disallowed_methods, reason = "owned by the handle, which ends it")]
         let task = tokio::spawn(accept(listener, service, gone));
         Ok(Server { addr, alive, task })
     }

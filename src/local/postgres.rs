@@ -49,7 +49,11 @@ impl Postgres {
     ///
     /// # Errors
     /// When the programs are missing, or the server does not come up.
-    pub async fn start(directory: &Path, binaries: Option<&Path>, durability: Durability) -> anyhow::Result<Self> {
+    pub async fn start(
+        directory: &Path,
+        binaries: Option<&Path>,
+        durability: Durability,
+    ) -> anyhow::Result<Self> {
         let usual = usual_places();
         let program = |name: &str| {
             find(name, binaries, &usual).with_context(|| {
@@ -67,8 +71,12 @@ impl Postgres {
         }
         for _ in 0..PORTS_TRIED_MAX {
             let port = free_port()?;
-            let child = Child::start("postgres", server(&postgres, &run_as, &data, port, durability)?, Signal::Interrupt)
-                .context("cannot start postgres")?;
+            let child = Child::start(
+                "postgres",
+                server(&postgres, &run_as, &data, port, durability)?,
+                Signal::Interrupt,
+            )
+            .context("cannot start postgres")?;
             if accepts_logins(&child, port).await? {
                 return Ok(Self { child, port });
             }
@@ -88,7 +96,8 @@ impl Postgres {
     /// # Errors
     /// When it fails.
     pub async fn execute(&self, sql: &str) -> anyhow::Result<()> {
-        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await?;
+        let (client, connection) =
+            tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await?;
         tokio::select! {
             done = client.batch_execute(sql) => Ok(done?),
             closed = connection => { closed?; bail!("the connection was closed") }
@@ -101,10 +110,12 @@ impl Postgres {
     /// When it cannot be made.
     pub async fn ensure_database(&self, name: &str) -> anyhow::Result<()> {
         match self.execute(&format!("CREATE DATABASE {name}")).await {
-            Err(error) => match error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code) {
-                Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => Ok(()),
-                _ => Err(error),
-            },
+            Err(error) => {
+                match error.downcast_ref::<tokio_postgres::Error>().and_then(tokio_postgres::Error::code) {
+                    Some(&tokio_postgres::error::SqlState::DUPLICATE_DATABASE) => Ok(()),
+                    _ => Err(error),
+                }
+            }
             Ok(()) => Ok(()),
         }
     }
@@ -142,10 +153,14 @@ fn borrowed_directory(directory: &Path) -> anyhow::Result<PathBuf> {
     use sha2::Digest as _;
     let name = std::path::absolute(directory)?;
     let digest = sha2::Sha256::digest(name.as_os_str().as_encoded_bytes());
-    let place = PathBuf::from("/var/tmp").join(format!("dpp-postgres-{}", crate::domain::api_key::hex(&digest[..8])));
+    let place =
+        PathBuf::from("/var/tmp").join(format!("dpp-postgres-{}", crate::domain::api_key::hex(&digest[..8])));
     fs::create_dir_all(&place)?;
     let status = Command::new("chown").args(["-R", "postgres:postgres"]).arg(&place).status()?;
-    ensure!(status.success(), "PostgreSQL refuses to run as root, user namespaces are not allowed here, and there is no user `postgres`: run this as another user");
+    ensure!(
+        status.success(),
+        "PostgreSQL refuses to run as root, user namespaces are not allowed here, and there is no user `postgres`: run this as another user"
+    );
     Ok(place.join("data"))
 }
 
@@ -231,7 +246,11 @@ async fn accepts_logins(child: &Child, port: u16) -> anyhow::Result<bool> {
                 return Ok(true);
             }
         }
-        ensure!(Instant::now() < patience, "PostgreSQL does not accept logins within {} s", START_MAX.as_secs());
+        ensure!(
+            Instant::now() < patience,
+            "PostgreSQL does not accept logins within {} s",
+            START_MAX.as_secs()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(false)

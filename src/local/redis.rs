@@ -46,7 +46,8 @@ impl Redis {
             // The last line lets every test have a key space of its own.
             command.args(["--save", "", "--appendonly", "no", "--databases", "4096", "--dir"]).arg(directory);
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            let child = Child::start("redis", command, Signal::Terminate).context("cannot start redis-server")?;
+            let child =
+                Child::start("redis", command, Signal::Terminate).context("cannot start redis-server")?;
             if answers(&child, port).await? {
                 return Ok(Self { child, port });
             }

@@ -58,7 +58,11 @@ impl Services {
     ///
     /// # Errors
     /// When one of them does not come up.
-    pub async fn start(directory: &Path, binaries: &Binaries, durability: Durability) -> anyhow::Result<Self> {
+    pub async fn start(
+        directory: &Path,
+        binaries: &Binaries,
+        durability: Durability,
+    ) -> anyhow::Result<Self> {
         // Good for this process's life and this machine only.
         let (access_key, secret_key) = ("dpp-local".to_owned(), uuid::Uuid::new_v4().simple().to_string());
         let (for_postgres, for_redis) = (directory.join("postgres"), directory.join("redis"));
@@ -85,7 +89,9 @@ impl Services {
             .region(Region::new(REGION))
             .credentials_provider(SharedCredentialsProvider::new(credentials))
             .http_client(crate::role::parts::http_client())
-            .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(aws_smithy_async::rt::sleep::TokioSleep::new()))
+            .sleep_impl(aws_smithy_async::rt::sleep::SharedAsyncSleep::new(
+                aws_smithy_async::rt::sleep::TokioSleep::new(),
+            ))
             .time_source(aws_smithy_async::time::SystemTimeSource::new())
             .build()
     }
@@ -99,7 +105,12 @@ impl Services {
         let sqs = aws_sdk_sqs::Client::from_conf(
             aws_sdk_sqs::config::Builder::from(&aws).endpoint_url(self.sqs.endpoint()).build(),
         );
-        let dlq = sqs.create_queue().queue_name(format!("{name}-dlq")).send().await.context("cannot make a queue")?;
+        let dlq = sqs
+            .create_queue()
+            .queue_name(format!("{name}-dlq"))
+            .send()
+            .await
+            .context("cannot make a queue")?;
         let dlq_url = dlq.queue_url.unwrap_or_default();
         let redrive = serde_json::json!({
             "deadLetterTargetArn": format!("arn:aws:sqs:{REGION}:000000000000:{name}-dlq"),
@@ -114,7 +125,10 @@ impl Services {
             .await
             .context("cannot make a queue")?;
         let s3 = aws_sdk_s3::Client::from_conf(
-            aws_sdk_s3::config::Builder::from(&aws).endpoint_url(self.s3.endpoint()).force_path_style(true).build(),
+            aws_sdk_s3::config::Builder::from(&aws)
+                .endpoint_url(self.s3.endpoint())
+                .force_path_style(true)
+                .build(),
         );
         if s3.head_bucket().bucket(name).send().await.is_err() {
             s3.create_bucket().bucket(name).send().await.context("cannot make the bucket")?;

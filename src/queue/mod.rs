@@ -74,7 +74,10 @@ impl Queue {
     pub fn new(aws: &SdkConfig, endpoint: Option<&str>, url: String, dlq_url: Option<String>) -> Self {
         let mut config = aws_sdk_sqs::config::Builder::from(aws)
             .timeout_config(
-                TimeoutConfig::builder().operation_attempt_timeout(ATTEMPT_MAX).operation_timeout(CALL_MAX).build(),
+                TimeoutConfig::builder()
+                    .operation_attempt_timeout(ATTEMPT_MAX)
+                    .operation_timeout(CALL_MAX)
+                    .build(),
             )
             .retry_config(RetryConfig::standard().with_max_attempts(2));
         if let Some(endpoint) = endpoint {
@@ -126,7 +129,12 @@ impl Queue {
     ///
     /// # Errors
     /// [`Error`]; messages may have been hidden.
-    pub async fn receive(&self, max: usize, hidden: Duration, wait: Duration) -> Result<Vec<Received>, Error> {
+    pub async fn receive(
+        &self,
+        max: usize,
+        hidden: Duration,
+        wait: Duration,
+    ) -> Result<Vec<Received>, Error> {
         let limits = TimeoutConfig::builder()
             .operation_attempt_timeout(wait + POLL_SLACK)
             .operation_timeout(wait + POLL_SLACK)
@@ -149,7 +157,7 @@ impl Queue {
             .into_iter()
             .filter_map(|message| {
                 let text = message.body.unwrap_or_default();
-                let body = serde_json::from_str(&text).map_err(|_| text);
+                let body = serde_json::from_str(&text).ok().ok_or(text);
                 Some(Received { body, receipt: Receipt(message.receipt_handle?) })
             })
             .collect())
@@ -175,7 +183,11 @@ impl Queue {
     async fn delete_batch(&self, receipts: &[Receipt]) -> Vec<Result<(), Error>> {
         let mut call = self.client.delete_message_batch().queue_url(&self.url);
         for (index, receipt) in receipts.iter().enumerate() {
-            match DeleteMessageBatchRequestEntry::builder().id(index.to_string()).receipt_handle(&receipt.0).build() {
+            match DeleteMessageBatchRequestEntry::builder()
+                .id(index.to_string())
+                .receipt_handle(&receipt.0)
+                .build()
+            {
                 Ok(entry) => call = call.entries(entry),
                 Err(error) => return refuse_all(receipts.len(), &anyhow!(error)),
             }
@@ -248,7 +260,8 @@ fn by_id(count: usize, failed: &[aws_sdk_sqs::types::BatchResultErrorEntry]) -> 
     let mut results: Vec<_> = (0..count).map(|_| Ok(())).collect();
     for entry in failed {
         if let Some(result) = entry.id().parse::<usize>().ok().and_then(|index| results.get_mut(index)) {
-            *result = Err(Error::Unavailable(anyhow!("{}: {}", entry.code(), entry.message().unwrap_or_default())));
+            *result =
+                Err(Error::Unavailable(anyhow!("{}: {}", entry.code(), entry.message().unwrap_or_default())));
         }
     }
     results

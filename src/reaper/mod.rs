@@ -115,8 +115,11 @@ async fn drive(cx: Arc<Ctx>, pass: Pass, stop: CancellationToken) {
         match outcome {
             Ok(tally) => report(pass, tally, elapsed),
             Err(error) => {
-                tracing::warn!(pass = pass.name(), error = format!("{:#}", anyhow::Error::from(error)),
-                    "a pass could not look; trying again");
+                tracing::warn!(
+                    pass = pass.name(),
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "a pass could not look; trying again"
+                );
             }
         }
     }
@@ -146,7 +149,10 @@ where
     while let Some(outcome) = work.next().await {
         tally.count(&outcome);
         if let Err(error) = outcome {
-            tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "a row could not be helped now");
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "a row could not be helped now"
+            );
         }
     }
 }

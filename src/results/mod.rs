@@ -162,7 +162,10 @@ impl Results {
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn fetch(&self, key: &str) -> Result<Option<(Vec<u8>, std::collections::HashMap<String, String>)>, Error> {
+    pub async fn fetch(
+        &self,
+        key: &str,
+    ) -> Result<Option<(Vec<u8>, std::collections::HashMap<String, String>)>, Error> {
         match self.client.get_object().bucket(&self.bucket).key(key).send().await {
             Ok(object) => {
                 let metadata = object.metadata.unwrap_or_default();
@@ -198,8 +201,10 @@ impl Results {
         if keys.is_empty() {
             return Ok(());
         }
-        let delete =
-            Delete::builder().set_objects(Some(keys)).build().map_err(|error| Error::Unavailable(error.into()))?;
+        let delete = Delete::builder()
+            .set_objects(Some(keys))
+            .build()
+            .map_err(|error| Error::Unavailable(error.into()))?;
         let output =
             self.client.delete_objects().bucket(&self.bucket).delete(delete).send().await.map_err(failed)?;
         match output.errors().first() {

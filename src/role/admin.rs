@@ -59,7 +59,9 @@ async fn tenant(store: &Store, wanted: &str) -> anyhow::Result<TenantRecord> {
     let mut named = store.tenants_named(wanted).await?;
     match (named.pop(), named.is_empty()) {
         (Some(tenant), true) => Ok(tenant),
-        (Some(_), false) => bail!("several tenants are called {wanted:?}; give the id (`dpp tenant list` has it)"),
+        (Some(_), false) => {
+            bail!("several tenants are called {wanted:?}; give the id (`dpp tenant list` has it)")
+        }
         (None, _) => bail!("there is no tenant {wanted:?}; `dpp tenant list` has them all"),
     }
 }
@@ -128,7 +130,11 @@ pub async fn create_tenant(
     }
     let store = store(settings)?;
     let tenant = store.create_tenant(name, plan).await.map_err(|error| {
-        refused(error, "tenant_plans_plan_fkey", format!("there is no plan {plan:?}; `dpp plan list` has them all"))
+        refused(
+            error,
+            "tenant_plans_plan_fkey",
+            format!("there is no plan {plan:?}; `dpp plan list` has them all"),
+        )
     })?;
     if let Some(amount) = deposit.filter(|amount| !amount.is_zero()) {
         let reference = format!("tenant-create-{}", tenant.tenant_id);
@@ -137,7 +143,9 @@ pub async fn create_tenant(
             format!("tenant {} was made, but its deposit was not; repeat it with `dpp budget deposit --tenant {} --amount {amount} --reference {reference}`", tenant.tenant_id, tenant.tenant_id)
         })?;
     }
-    output.show(&json!(tenant), || format!("tenant {} ({}) on plan {}\n", tenant.tenant_id, tenant.name, tenant.plan))?;
+    output.show(&json!(tenant), || {
+        format!("tenant {} ({}) on plan {}\n", tenant.tenant_id, tenant.name, tenant.plan)
+    })?;
     Ok(true)
 }
 
@@ -148,7 +156,8 @@ pub async fn create_tenant(
 pub async fn list_tenants(settings: &Settings, output: Output) -> anyhow::Result<bool> {
     let store = store(settings)?;
     let mut tenants = Vec::new();
-    while let page = store.tenants(tenants.last().map(|tenant: &TenantRecord| tenant.tenant_id), PAGE_ROWS).await?
+    while let page =
+        store.tenants(tenants.last().map(|tenant: &TenantRecord| tenant.tenant_id), PAGE_ROWS).await?
         && !page.is_empty()
     {
         tenants.extend(page);
@@ -156,7 +165,9 @@ pub async fn list_tenants(settings: &Settings, output: Output) -> anyhow::Result
     output.show(&json!(tenants), || {
         tenants
             .iter()
-            .map(|tenant| format!("{}  {:<10} {:<12} {}\n", tenant.tenant_id, tenant.status, tenant.plan, tenant.name))
+            .map(|tenant| {
+                format!("{}  {:<10} {:<12} {}\n", tenant.tenant_id, tenant.status, tenant.plan, tenant.name)
+            })
             .collect()
     })?;
     Ok(true)
@@ -184,7 +195,12 @@ pub async fn suspend_tenant(
 ///
 /// # Errors
 /// When there is no such tenant, or the database cannot be reached.
-pub async fn create_key(settings: &Settings, output: Output, wanted: &str, label: &str) -> anyhow::Result<bool> {
+pub async fn create_key(
+    settings: &Settings,
+    output: Output,
+    wanted: &str,
+    label: &str,
+) -> anyhow::Result<bool> {
     if label.chars().count() > LABEL_CHARS_MAX {
         bail!("--label is at most {LABEL_CHARS_MAX} characters");
     }
@@ -204,7 +220,12 @@ fn show_secret(output: Output, record: &store::KeyRecord, key: &ApiKey) -> anyho
         "created_at": record.created_at,
     });
     output.show(&document, || {
-        format!("key {} of tenant {}\n{}\nThis is the only time that the key is shown.\n", record.key_id, record.tenant_id, key.reveal())
+        format!(
+            "key {} of tenant {}\n{}\nThis is the only time that the key is shown.\n",
+            record.key_id,
+            record.tenant_id,
+            key.reveal()
+        )
     })?;
     Ok(true)
 }
@@ -232,7 +253,12 @@ pub async fn list_keys(settings: &Settings, output: Output, wanted: &str) -> any
 ///
 /// # Errors
 /// When there is no such working key, or the database cannot be reached.
-pub async fn rotate_key(settings: &Settings, output: Output, key_id: KeyId, grace: Duration) -> anyhow::Result<bool> {
+pub async fn rotate_key(
+    settings: &Settings,
+    output: Output,
+    key_id: KeyId,
+    grace: Duration,
+) -> anyhow::Result<bool> {
     let key = ApiKey::generate();
     let record = store(settings)?.rotate_key(key_id, grace, key.digest()).await?;
     let record = record.with_context(|| format!("there is no working key {key_id}"))?;
@@ -277,11 +303,20 @@ pub async fn list_plans(settings: &Settings, output: Output) -> anyhow::Result<b
 ///
 /// # Errors
 /// When there is no such tenant or plan, or the database cannot be reached.
-pub async fn assign_plan(settings: &Settings, output: Output, wanted: &str, plan: &str) -> anyhow::Result<bool> {
+pub async fn assign_plan(
+    settings: &Settings,
+    output: Output,
+    wanted: &str,
+    plan: &str,
+) -> anyhow::Result<bool> {
     let store = store(settings)?;
     let found = tenant(&store, wanted).await?;
     store.assign_plan(found.tenant_id, plan).await.map_err(|error| {
-        refused(error, "tenant_plans_plan_fkey", format!("there is no plan {plan:?}; `dpp plan list` has them all"))
+        refused(
+            error,
+            "tenant_plans_plan_fkey",
+            format!("there is no plan {plan:?}; `dpp plan list` has them all"),
+        )
     })?;
     let tenant = tenant(&store, &found.tenant_id.to_string()).await?;
     output.show(&json!(tenant), || format!("tenant {} is on plan {}\n", tenant.tenant_id, tenant.plan))?;
@@ -335,7 +370,12 @@ pub async fn deposit(
     show_balance(output, &store, tenant.tenant_id).await
 }
 
-async fn post(settings: &Settings, tenant_id: TenantId, amount: UsdMicros, reference: &str) -> anyhow::Result<Deposit> {
+async fn post(
+    settings: &Settings,
+    tenant_id: TenantId,
+    amount: UsdMicros,
+    reference: &str,
+) -> anyhow::Result<Deposit> {
     if amount.is_zero() {
         bail!("--amount must be above 0");
     }
@@ -431,9 +471,15 @@ async fn examine(settings: &Settings, checks: &mut Vec<(&'static str, Result<Str
         Ok(url) => match store::schema_state(&url).await {
             Err(error) => Err(format!("{error:#}: check DATABASE_URL and that PostgreSQL runs")),
             Ok(SchemaState::Current) => Ok("reachable, schema current".to_owned()),
-            Ok(SchemaState::Pending(names)) => Err(format!("{} migrations are pending: run `dpp migrate`", names.len())),
-            Ok(SchemaState::Ahead(_)) => Err("the database is newer than this build: deploy a newer build".to_owned()),
-            Ok(SchemaState::Drifted(lines)) => Err(format!("the schema was changed by hand: {}", lines.join("; "))),
+            Ok(SchemaState::Pending(names)) => {
+                Err(format!("{} migrations are pending: run `dpp migrate`", names.len()))
+            }
+            Ok(SchemaState::Ahead(_)) => {
+                Err("the database is newer than this build: deploy a newer build".to_owned())
+            }
+            Ok(SchemaState::Drifted(lines)) => {
+                Err(format!("the schema was changed by hand: {}", lines.join("; ")))
+            }
         },
     };
     checks.push(("database", database));
@@ -447,9 +493,15 @@ async fn examine(settings: &Settings, checks: &mut Vec<(&'static str, Result<Str
             let redis = cx.budget.ping().await.map_err(anyhow::Error::from);
             checks.push(("redis", word(redis, "check REDIS_URL and REDIS_PASSWORD, and that Redis runs")));
             let queue = cx.queue.ping().await.map_err(anyhow::Error::from);
-            checks.push(("sqs", word(queue, "check SQS_QUEUE_URL, SQS_ENDPOINT_URL, AWS_REGION and the AWS credentials")));
+            checks.push((
+                "sqs",
+                word(queue, "check SQS_QUEUE_URL, SQS_ENDPOINT_URL, AWS_REGION and the AWS credentials"),
+            ));
             let results = cx.results.ping().await.map_err(anyhow::Error::from);
-            checks.push(("s3", word(results, "check S3_RESULT_BUCKET, S3_ENDPOINT_URL, AWS_REGION and the AWS credentials")));
+            checks.push((
+                "s3",
+                word(results, "check S3_RESULT_BUCKET, S3_ENDPOINT_URL, AWS_REGION and the AWS credentials"),
+            ));
         }
     }
 }

@@ -64,7 +64,11 @@ impl Lifecycle {
 
     /// Runs a task that ends only when asked. One that ends by itself ends the process, with a
     /// failure.
-    pub fn run<T: std::fmt::Debug>(&self, name: &'static str, task: impl Future<Output = T> + Send + 'static) {
+    pub fn run<T: std::fmt::Debug>(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = T> + Send + 'static,
+    ) {
         let life = self.clone();
         self.tasks.spawn(async move {
             let ended = format!("{:?}", task.await);

@@ -18,7 +18,12 @@ fn begin(settings: &Settings, role: &'static str) -> anyhow::Result<()> {
     let (filter, json) = settings.log();
     telemetry::init(&filter, json)?;
     telemetry::metrics::init();
-    tracing::info!(role, version = env!("CARGO_PKG_VERSION"), environment = settings.environment(), "starting");
+    tracing::info!(
+        role,
+        version = env!("CARGO_PKG_VERSION"),
+        environment = settings.environment(),
+        "starting"
+    );
     Ok(())
 }
 

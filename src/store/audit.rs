@@ -97,8 +97,9 @@ impl Store {
             #[diesel(sql_type = BigInt)]
             runs: i64,
         }
-        let rows: Vec<Count> =
-            self.patient_rows("count_runs", Sql::new("-- count_runs\nSELECT count(*) AS runs FROM runs")).await?;
+        let rows: Vec<Count> = self
+            .patient_rows("count_runs", Sql::new("-- count_runs\nSELECT count(*) AS runs FROM runs"))
+            .await?;
         Ok(rows.first().map_or(0, |row| row.runs))
     }
 

@@ -8,7 +8,7 @@ use diesel::{
 use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager as _};
 use uuid::Uuid;
 
-use super::{Connection, Error, Store, rows_on, sql::Sql};
+use super::{Connection, Error, STATEMENT_MAX, Store, rows_on, sql::Sql};
 use crate::domain::{
     id::{RunId, TenantId},
     idempotency::{PayloadHash, key_fingerprint},
@@ -61,9 +61,10 @@ pub enum Deposit {
 }
 
 /// One tenant's books under its exclusive lock: no hold, charge, release or deposit of the tenant
-/// commits while this lives. Dropping it without [`LockedBooks::commit`] undoes everything.
+/// commits while this lives. Dropping it without [`LockedBooks::commit`] undoes everything at once.
 pub struct LockedBooks {
-    connection: Connection,
+    /// `None` once committed.
+    connection: Option<Connection>,
     tenant_id: TenantId,
     epoch: i64,
     offset: i64,
@@ -128,8 +129,8 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub async fn epoch(&self, tenant_id: TenantId) -> Result<Option<i64>, Error> {
-        let sql =
-            Sql::new("-- epoch\nSELECT budget_epoch FROM tenants WHERE tenant_id = $1::uuid").bind(tenant_id.0);
+        let sql = Sql::new("-- epoch\nSELECT budget_epoch FROM tenants WHERE tenant_id = $1::uuid")
+            .bind(tenant_id.0);
         let row: Option<EpochRow> = self.row("epoch", sql).await?;
         Ok(row.map(|row| row.budget_epoch))
     }
@@ -147,22 +148,21 @@ impl Store {
         }
         let mut connection = self.connection().await?;
         Transactions::begin_transaction(&mut *connection).await?;
+        // From here on an early return closes the connection, and with it the transaction.
+        let mut books =
+            LockedBooks { connection: Some(connection), tenant_id, epoch: 0, offset: self.offset() };
         let lock = Sql::new(
             "-- lock_books\nSELECT 1::bigint AS locked \
              FROM (SELECT pg_advisory_xact_lock(hashtextextended($1::uuid::text, 0))) AS lock",
         )
         .bind(tenant_id.0);
-        rows_on::<Locked>(&mut connection, lock).await?;
+        books.rows::<Locked>(lock).await?;
         // A statement of its own: its snapshot must be younger than the lock.
         let sql = Sql::new("-- locked_epoch\nSELECT budget_epoch FROM tenants WHERE tenant_id = $1::uuid")
             .bind(tenant_id.0);
-        let row = rows_on::<EpochRow>(&mut connection, sql).await?.into_iter().next();
-        Ok(row.map(|row| LockedBooks {
-            connection,
-            tenant_id,
-            epoch: row.budget_epoch,
-            offset: self.offset(),
-        }))
+        let Some(row) = books.rows::<EpochRow>(sql).await?.into_iter().next() else { return Ok(None) };
+        books.epoch = row.budget_epoch;
+        Ok(Some(books))
     }
 
     /// Tenants whose ledger has grown by at least `rows` since its last snapshot.
@@ -206,7 +206,7 @@ impl LockedBooks {
              WHERE tenant_id = $1::uuid RETURNING budget_epoch",
         )
         .bind(self.tenant_id.0);
-        self.epoch = one(rows_on::<EpochRow>(&mut self.connection, sql).await?)?.budget_epoch;
+        self.epoch = one(self.rows::<EpochRow>(sql).await?)?.budget_epoch;
         Ok(self.epoch)
     }
 
@@ -219,7 +219,7 @@ impl LockedBooks {
     }
 
     async fn books(&mut self) -> Result<BooksRow, Error> {
-        one(rows_on(&mut self.connection, Sql::new(BOOKS).bind(self.tenant_id.0)).await?)
+        one(self.rows(Sql::new(BOOKS).bind(self.tenant_id.0)).await?)
     }
 
     /// All holds of open runs.
@@ -243,7 +243,7 @@ impl LockedBooks {
              WHERE tenant_id = $1::uuid AND status IN ('QUEUED', 'PROCESSING')",
         )
         .bind(self.tenant_id.0);
-        let rows: Vec<Row> = rows_on(&mut self.connection, sql).await?;
+        let rows: Vec<Row> = self.rows(sql).await?;
         rows.into_iter()
             .map(|row| {
                 let corrupt =
@@ -274,7 +274,7 @@ impl LockedBooks {
         )
         .bind(self.tenant_id.0)
         .bind(reference);
-        if let Some(prior) = rows_on::<Posted>(&mut self.connection, find).await?.first() {
+        if let Some(prior) = self.rows::<Posted>(find).await?.first() {
             return Ok(match UsdMicros::new(prior.amount_usd_micros) {
                 Ok(prior) if prior != amount => Deposit::ReferenceReused { amount: prior },
                 _ => Deposit::Already,
@@ -294,7 +294,7 @@ impl LockedBooks {
         .bind(amount.get())
         .bind(reference)
         .bind(self.offset);
-        one(rows_on::<Posted>(&mut self.connection, post).await?)?;
+        one(self.rows::<Posted>(post).await?)?;
         Ok(Deposit::Posted)
     }
 
@@ -327,7 +327,16 @@ impl LockedBooks {
         .bind(books.held)
         .bind(books.charged)
         .bind(self.offset);
-        rows_on::<Taken>(&mut self.connection, sql).await.map(drop)
+        self.rows::<Taken>(sql).await.map(drop)
+    }
+
+    async fn rows<T>(&mut self, sql: Sql) -> Result<Vec<T>, Error>
+    where
+        T: QueryableByName<diesel::pg::Pg> + Send + 'static,
+    {
+        let connection =
+            self.connection.as_mut().ok_or_else(|| Error::Query(anyhow::anyhow!("committed before")))?;
+        rows_on(connection, sql).await
     }
 
     /// Makes the changes so far true and lets go of the lock.
@@ -335,7 +344,22 @@ impl LockedBooks {
     /// # Errors
     /// [`Error`]; on [`Error::Unavailable`] they may be true.
     pub async fn commit(mut self) -> Result<(), Error> {
-        Ok(Transactions::commit_transaction(&mut *self.connection).await?)
+        let Some(connection) = self.connection.as_mut() else { return Ok(()) };
+        let commit = tokio::time::timeout(STATEMENT_MAX, Transactions::commit_transaction(&mut **connection));
+        commit.await.map_err(|elapsed| Error::Unavailable(elapsed.into()))??;
+        // Only a connection without an open transaction goes back to the pool.
+        drop(self.connection.take());
+        Ok(())
+    }
+}
+
+impl Drop for LockedBooks {
+    /// Closes a connection whose transaction is open. Back in the pool it would hold the tenant's lock
+    /// until somebody else drew it.
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            drop(Connection::take(connection));
+        }
     }
 }
 

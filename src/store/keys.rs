@@ -148,8 +148,10 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub async fn keys(&self, tenant_id: TenantId) -> Result<Vec<KeyRecord>, Error> {
-        let sql = Sql::new("-- keys\nSELECT * FROM api_keys WHERE tenant_id = $1::uuid ORDER BY created_at, key_id")
-            .bind(tenant_id.0);
+        let sql = Sql::new(
+            "-- keys\nSELECT * FROM api_keys WHERE tenant_id = $1::uuid ORDER BY created_at, key_id",
+        )
+        .bind(tenant_id.0);
         let rows: Vec<KeyRow> = self.rows("keys", sql).await?;
         Ok(rows.into_iter().map(KeyRecord::from).collect())
     }

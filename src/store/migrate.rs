@@ -42,7 +42,8 @@ pub async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
     connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = '60s'").await?;
     connection.batch_execute(&format!("SELECT pg_advisory_lock({MIGRATION_LOCK})")).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    let applied = harness.run_pending_migrations(MIGRATIONS).map_err(|error| anyhow!("a migration failed: {error}"))?;
+    let applied =
+        harness.run_pending_migrations(MIGRATIONS).map_err(|error| anyhow!("a migration failed: {error}"))?;
     Ok(applied.iter().map(ToString::to_string).collect())
 }
 
@@ -53,15 +54,20 @@ pub async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
 pub async fn schema_state(url: &SecretString) -> anyhow::Result<SchemaState> {
     let connection = open(url).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| anyhow!("cannot read the migrations: {error}");
+    let failed =
+        |error: Box<dyn std::error::Error + Send + Sync>| anyhow!("cannot read the migrations: {error}");
     let pending = harness.pending_migrations(MIGRATIONS).map_err(failed)?;
     if !pending.is_empty() {
-        return Ok(SchemaState::Pending(pending.iter().map(|migration| migration.name().to_string()).collect()));
+        return Ok(SchemaState::Pending(
+            pending.iter().map(|migration| migration.name().to_string()).collect(),
+        ));
     }
     let applied = harness.applied_migrations().map_err(failed)?;
-    let known = diesel::migration::MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(failed)?;
+    let known =
+        diesel::migration::MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(failed)?;
     let known: BTreeSet<_> = known.iter().map(|migration| migration.name().version().to_string()).collect();
-    let ahead: Vec<_> = applied.iter().map(ToString::to_string).filter(|version| !known.contains(version)).collect();
+    let ahead: Vec<_> =
+        applied.iter().map(ToString::to_string).filter(|version| !known.contains(version)).collect();
     if !ahead.is_empty() {
         return Ok(SchemaState::Ahead(ahead));
     }

@@ -36,6 +36,7 @@ use diesel_async::{
 use futures::FutureExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use self::sql::Sql;
 pub use self::{
     audit::{Finding, RunCharge},
     books::{Balance, Deposit, LockedBooks, OpenHold},
@@ -46,7 +47,6 @@ pub use self::{
     runs::{Ending, Guard, NewRun, Submitted},
     tenants::TenantRecord,
 };
-use self::sql::Sql;
 
 /// How long a caller waits for a connection.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_millis(1_500);
@@ -114,8 +114,9 @@ impl Store {
             #[diesel(sql_type = Timestamptz)]
             at: DateTime<Utc>,
         }
-        let sql = Sql::new("-- now\nSELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at")
-            .bind(self.offset());
+        let sql =
+            Sql::new("-- now\nSELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at")
+                .bind(self.offset());
         let row: Option<Now> = self.row("now", sql).await?;
         row.map(|row| row.at).ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
     }
@@ -140,7 +141,12 @@ impl Store {
         let started = std::time::Instant::now();
         let answer = async {
             let mut connection = self.connection().await?;
-            rows_on(&mut connection, sql).await
+            let answer = rows_on(&mut connection, sql).await;
+            if matches!(answer, Err(Error::Unavailable(_))) {
+                // Its statement may still run, and whoever came next would wait behind it.
+                drop(Object::take(connection));
+            }
+            answer
         }
         .await;
         metrics::histogram!("dpp_store_seconds", "op" => op).record(started.elapsed());
@@ -172,7 +178,7 @@ impl Store {
 }
 
 /// Runs a statement on a connection at hand, with a limit. A statement that passes it leaves the
-/// connection in an unknown state, so the connection is closed by whoever holds it.
+/// connection in an unknown state, so whoever holds it closes it.
 async fn rows_on<T>(connection: &mut Connection, sql: Sql) -> Result<Vec<T>, Error>
 where
     T: QueryableByName<diesel::pg::Pg> + Send + 'static,
@@ -188,7 +194,8 @@ where
 async fn connect(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
     let bad = |error: &dyn std::fmt::Display| diesel::ConnectionError::BadConnection(error.to_string());
     // With rustls every TLS connection is verified in full, which these modes only ask for by name.
-    let url = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
+    let url =
+        url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
     let config: tokio_postgres::Config = url.parse().map_err(|error| bad(&error))?;
     let mut connection = if config.get_ssl_mode() == tokio_postgres::config::SslMode::Disable {
         let (client, driver) = config.connect(tokio_postgres::NoTls).await.map_err(|error| bad(&error))?;

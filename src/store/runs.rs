@@ -230,8 +230,10 @@ impl Store {
         let rows: Vec<Row> = self.rows("take_runs", sql).await?;
         rows.into_iter()
             .map(|row| {
-                let corrupt =
-                    |what: &str| Error::Corrupt { table: "runs", detail: format!("run {}: {what}", row.run_id) };
+                let corrupt = |what: &str| Error::Corrupt {
+                    table: "runs",
+                    detail: format!("run {}: {what}", row.run_id),
+                };
                 let amount = |micros| UsdMicros::new(micros).map_err(|bad| corrupt(&bad.to_string()));
                 Ok(Leased {
                     run_id: RunId(row.run_id),
@@ -463,7 +465,9 @@ impl Store {
         rows.into_iter()
             .map(|row| match UsdMicros::new(row.reserved_usd_micros) {
                 Ok(amount) => Ok((RunId(row.run_id), amount)),
-                Err(bad) => Err(Error::Corrupt { table: "runs", detail: format!("run {}: {bad}", row.run_id) }),
+                Err(bad) => {
+                    Err(Error::Corrupt { table: "runs", detail: format!("run {}: {bad}", row.run_id) })
+                }
             })
             .collect()
     }

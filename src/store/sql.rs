@@ -76,7 +76,7 @@ impl QueryFragment<Pg> for Sql {
         for part in parts {
             let digits = part.bytes().take_while(u8::is_ascii_digit).count();
             let (number, rest) = part.split_at(digits);
-            let number: usize = number.parse().map_err(|_| wrong(self.text))?;
+            let number: usize = number.parse().ok().ok_or_else(|| wrong(self.text))?;
             if number == bound + 1 {
                 bound = number;
                 push(&mut out, self.binds.get(number - 1).ok_or_else(|| wrong(self.text))?)?;

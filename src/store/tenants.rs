@@ -141,8 +141,7 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub async fn find_tenant(&self, tenant_id: TenantId) -> Result<Option<TenantRecord>, Error> {
-        let sql =
-            Sql::new(TENANTS).bind(tenant_id.0).bind(None::<String>).bind(None::<Uuid>).bind(1_i64);
+        let sql = Sql::new(TENANTS).bind(tenant_id.0).bind(None::<String>).bind(None::<Uuid>).bind(1_i64);
         Ok(self.row::<TenantRow>("tenants", sql).await?.map(TenantRecord::from))
     }
 
@@ -194,7 +193,8 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub async fn plans(&self) -> Result<Vec<Plan>, Error> {
-        const TEXT: &str = concat!("-- plans\nSELECT ", plan_columns!(), " FROM plans AS plan ORDER BY plan.plan");
+        const TEXT: &str =
+            concat!("-- plans\nSELECT ", plan_columns!(), " FROM plans AS plan ORDER BY plan.plan");
         let rows: Vec<PlanRow> = self.rows("plans", Sql::new(TEXT)).await?;
         rows.into_iter().map(Plan::try_from).collect()
     }

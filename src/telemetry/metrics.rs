@@ -22,11 +22,15 @@ pub fn init() {
 
 /// All metrics as text.
 pub fn render() -> String {
-    HANDLE.get().and_then(Option::as_ref).map(|handle| {
-        // Histograms gather until someone asks.
-        handle.run_upkeep();
-        handle.render()
-    }).unwrap_or_default()
+    HANDLE
+        .get()
+        .and_then(Option::as_ref)
+        .map(|handle| {
+            // Histograms gather until someone asks.
+            handle.run_upkeep();
+            handle.render()
+        })
+        .unwrap_or_default()
 }
 
 fn describe() {

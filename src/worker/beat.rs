@@ -94,7 +94,9 @@ async fn once(cx: &Ctx, leases: &Leases) {
         match &renewed {
             Some(renewed) if renewed.contains(&run) => lease.until = began + cx.pace.lease,
             Some(_) => lose(run, lease, "its lease is gone"),
-            None if Instant::now() >= lease.until => lose(run, lease, "its lease could not be renewed in time"),
+            None if Instant::now() >= lease.until => {
+                lose(run, lease, "its lease could not be renewed in time")
+            }
             None => {}
         }
     }

@@ -62,7 +62,10 @@ async fn poll(bench: &Bench) {
         match turn(bench, permits, POLL_WAIT).await {
             Ok(_) => rest = REST_LEAST,
             Err(error) => {
-                tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot take runs; resting");
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "cannot take runs; resting"
+                );
                 tokio::time::sleep(rest).await;
                 rest = (rest * 2).min(REST_MOST);
             }

@@ -27,6 +27,8 @@ enum Work {
     LeaseLost,
     /// The worker must stop now.
     Stopped,
+    /// This worker does not know the pack.
+    UnknownPack,
 }
 
 /// Works on a leased run.
@@ -49,7 +51,9 @@ pub(super) async fn run(
         }
         Work::Failed(reason) => finish::fail(&cx, &run, meter.used(), reason).await,
         Work::LeaseLost => Ok(Finish::Lost),
-        Work::Stopped => return hand_back(&cx, &run, &receipt, &leases).await,
+        Work::Stopped => return hand_back(&cx, &run, Some(&receipt), &leases).await,
+        // Its message stays hidden for a while: shown at once, it would come straight back here.
+        Work::UnknownPack => return hand_back(&cx, &run, None, &leases).await,
     };
     leases.leave(&run);
     match finished {
@@ -68,9 +72,15 @@ fn unfinished(run: &Leased, error: Error) {
         error = format!("{:#}", anyhow::Error::from(error)), "a run could not be finished; the reaper will");
 }
 
-async fn hand_back(cx: &Ctx, run: &Leased, receipt: &Receipt, leases: &Leases) {
+/// Gives the run back, and shows its message again where there is one to show.
+async fn hand_back(cx: &Ctx, run: &Leased, show: Option<&Receipt>, leases: &Leases) {
     let handed = finish::hand_back(cx, run).await;
     leases.leave(run);
+    let Some(receipt) = show else {
+        return if let Err(error) = handed {
+            unfinished(run, error)
+        };
+    };
     let shown = match handed {
         Ok(Finish::Ended) => cx.queue.hide(std::slice::from_ref(receipt), Duration::ZERO).await,
         Ok(Finish::Lost) => cx.queue.delete(receipt).await,
@@ -94,7 +104,7 @@ async fn work<'a>(
         // This worker is older or younger than the API; another may know the pack.
         tracing::error!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
             pack_type = run.pack_type, "this worker does not know the pack; handing the run back");
-        return (Work::Stopped, "");
+        return (Work::UnknownPack, "");
     };
     let timebox = Duration::from_secs(u64::from(run.timebox_secs.unsigned_abs()));
     let deadline = tokio::time::Instant::now() + timebox;

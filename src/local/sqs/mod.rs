@@ -445,6 +445,7 @@ fn no_queue() -> Error {
 }
 
 /// For the timestamps that messages and queues show; no decision hangs on it.
+#[expect(clippy::disallowed_methods, reason = "a server's own clock; nothing of DPP is judged by it")]
 fn epoch_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -78,7 +78,12 @@ async fn what_is_not_there_and_what_is_anothers_are_the_same() {
     };
     for tail in ["", "/result"] {
         let mut answers = Vec::new();
-        for id in [run_id.to_string(), dpp::domain::id::RunId::new().to_string(), "no-uuid".to_owned(), "0".to_owned()] {
+        for id in [
+            run_id.to_string(),
+            dpp::domain::id::RunId::new().to_string(),
+            "no-uuid".to_owned(),
+            "0".to_owned(),
+        ] {
             let answer = app.get(&format!("/v1/runs/{id}{tail}"), &other.key).await;
             is_problem(&answer, 404, "not-found");
             answers.push(strip(&answer));
@@ -127,7 +132,12 @@ async fn a_submit_that_is_wrong_says_where_and_moves_nothing() {
         body
     };
     let cases: Vec<(Value, u16, &str, &str)> = vec![
-        (with(|b| drop(b.as_object_mut().unwrap().remove("pack_type"))), 400, "invalid-request", "/pack_type"),
+        (
+            with(|b| drop(b.as_object_mut().unwrap().remove("pack_type"))),
+            400,
+            "invalid-request",
+            "/pack_type",
+        ),
         (with(|b| b["pack_type"] = json!(1)), 400, "invalid-request", "/pack_type"),
         (with(|b| b["inputs"] = json!([])), 400, "invalid-request", "/inputs"),
         (with(|b| b["timebox_sec"] = json!(0)), 400, "invalid-request", "/timebox_sec"),
@@ -136,7 +146,12 @@ async fn a_submit_that_is_wrong_says_where_and_moves_nothing() {
         (with(|b| b["metadata"] = json!({"k": 1})), 400, "invalid-request", "/metadata"),
         (with(|b| b["max_cost"] = json!("1")), 400, "invalid-request", "/max_cost"),
         (with(|b| b["a/b~c"] = json!("1")), 400, "invalid-request", "/a~1b~0c"),
-        (with(|b| drop(b.as_object_mut().unwrap().remove("max_cost_usd"))), 400, "invalid-request", "/max_cost_usd"),
+        (
+            with(|b| drop(b.as_object_mut().unwrap().remove("max_cost_usd"))),
+            400,
+            "invalid-request",
+            "/max_cost_usd",
+        ),
         (with(|b| b["max_cost_usd"] = json!(1)), 400, "invalid-amount", "/max_cost_usd"),
         (with(|b| b["max_cost_usd"] = json!("-1")), 400, "invalid-amount", "/max_cost_usd"),
         (with(|b| b["max_cost_usd"] = json!("NaN")), 400, "invalid-amount", "/max_cost_usd"),
@@ -144,17 +159,31 @@ async fn a_submit_that_is_wrong_says_where_and_moves_nothing() {
         (with(|b| b["max_cost_usd"] = json!("0.0049")), 422, "max-cost-too-low", "/max_cost_usd"),
         (with(|b| b["max_cost_usd"] = json!("0.0119")), 422, "max-cost-too-low", "/max_cost_usd"),
         (with(|b| b["max_cost_usd"] = json!("10000.0001")), 422, "max-cost-exceeds-plan", "/max_cost_usd"),
-        (with(|b| b["inputs"]["options"][0]["scores"]["price"] = json!("x")), 422, "invalid-inputs", "/inputs/options/0/scores/price"),
+        (
+            with(|b| b["inputs"]["options"][0]["scores"]["price"] = json!("x")),
+            422,
+            "invalid-inputs",
+            "/inputs/options/0/scores/price",
+        ),
         (with(|b| b["pack_type"] = json!("poetry")), 422, "unknown-pack", ""),
         (with(|b| b["inputs"] = json!({"question": "Which?"})), 422, "pack-unavailable", ""),
         (with(|b| b["max_cost_usd"] = json!("1.0001")), 422, "budget-exceeded", ""),
-        (json!({"pack_type": "url", "max_cost_usd": "1", "inputs": {"url": "http://169.254.169.254/"}}), 422, "invalid-inputs", "/inputs/url"),
+        (
+            json!({"pack_type": "url", "max_cost_usd": "1", "inputs": {"url": "http://169.254.169.254/"}}),
+            422,
+            "invalid-inputs",
+            "/inputs/url",
+        ),
     ];
     for (body, status, slug, pointer) in cases {
         let answer = app.post(&tenant, "same-key", &body).await;
         is_problem(&answer, status, slug);
-        let pointers: Vec<_> =
-            answer.body["errors"].as_array().into_iter().flatten().map(|error| error["pointer"].clone()).collect();
+        let pointers: Vec<_> = answer.body["errors"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|error| error["pointer"].clone())
+            .collect();
         assert!(pointer.is_empty() || pointers.contains(&json!(pointer)), "{pointer} in {answer:?}");
     }
     for text in ["", "{", "[]", "null", "{\"pack_type\":\"a\",\"pack_type\":\"b\"}"] {
@@ -168,7 +197,11 @@ async fn a_submit_that_is_wrong_says_where_and_moves_nothing() {
     }
     let request = app.request(Method::POST, "/v1/runs").bearer_auth(&tenant.key).body("{}");
     is_problem(&app.send(request).await, 400, "idempotency-key-required");
-    let request = app.request(Method::POST, "/v1/runs").bearer_auth(&tenant.key).header("Idempotency-Key", "a b").body("{}");
+    let request = app
+        .request(Method::POST, "/v1/runs")
+        .bearer_auth(&tenant.key)
+        .header("Idempotency-Key", "a b")
+        .body("{}");
     is_problem(&app.send(request).await, 400, "idempotency-key-invalid");
 
     let budget = app.get("/v1/budget", &tenant.key).await.body;
@@ -195,7 +228,8 @@ async fn packs_show_their_terms_and_health_its_services() {
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
     let packs = app.get("/v1/packs", &tenant.key).await.body;
-    let names: Vec<_> = packs["data"].as_array().unwrap().iter().map(|pack| pack["pack_type"].clone()).collect();
+    let names: Vec<_> =
+        packs["data"].as_array().unwrap().iter().map(|pack| pack["pack_type"].clone()).collect();
     assert_eq!(names, ["decision", "url"]);
     let pack = app.get("/v1/packs/url", &tenant.key).await.body;
     assert_eq!(pack, packs["data"][1]);

@@ -11,7 +11,10 @@ use dpp::{
         run::Settled,
     },
 };
-use proptest::{prelude::*, test_runner::{Config, TestRunner}};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
 
 use crate::harness::services::shared;
 
@@ -105,7 +108,8 @@ fn the_scripts_do_what_the_model_does() {
                     Step::Reserve { key, payload, micros } => {
                         let run = RunId::new();
                         let hash = PayloadHash([payload; 32]);
-                        let real = budget.reserve(tenant, run, usd(micros), &format!("k{key}"), hash).await.unwrap();
+                        let real =
+                            budget.reserve(tenant, run, usd(micros), &format!("k{key}"), hash).await.unwrap();
                         let expected = model.reserve(key, payload, micros, run);
                         prop_assert_eq!(&real, &expected);
                         if let Reserve::Held { run_id, .. } = real {
@@ -156,7 +160,8 @@ fn the_scripts_do_what_the_model_does() {
                 prop_assert_eq!(figures, model.known);
                 let holds: BTreeMap<_, _> =
                     seen.holds.iter().map(|(run, hold)| (*run, hold.amount_usd_micros)).collect();
-                let expected: BTreeMap<_, _> = model.holds.values().map(|hold| (hold.run, hold.micros)).collect();
+                let expected: BTreeMap<_, _> =
+                    model.holds.values().map(|hold| (hold.run, hold.micros)).collect();
                 prop_assert_eq!(holds, expected);
             }
             Ok(())

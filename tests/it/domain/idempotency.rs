@@ -79,7 +79,16 @@ fn json_from_outside_is_bounded_and_unambiguous() {
     assert!(matches!(json::parse("[".repeat(200_000).as_bytes()), Err(json::Error::TooDeep)));
     let brackets_in_text = format!("{{\"a\":\"{}\"}}", "[\\\"{".repeat(100));
     assert!(json::parse(brackets_in_text.as_bytes()).is_ok());
-    for wrong in ["{\"a\":1,\"a\":2}", "{\"a\":{\"b\":1,\"b\":1}}", "1e999", "\"\\ud800\"", "{} {}", "", "nul", "\u{feff}{}"] {
+    for wrong in [
+        "{\"a\":1,\"a\":2}",
+        "{\"a\":{\"b\":1,\"b\":1}}",
+        "1e999",
+        "\"\\ud800\"",
+        "{} {}",
+        "",
+        "nul",
+        "\u{feff}{}",
+    ] {
         assert!(matches!(json::parse(wrong.as_bytes()), Err(json::Error::Malformed(_))), "{wrong:?}");
     }
     assert!(json::parse(b"\"\xff\"").is_err());

@@ -4,7 +4,10 @@ mod idempotency;
 mod money;
 mod reconcile;
 
-use dpp::domain::{api_key::ApiKey, id::{RunId, TraceId}};
+use dpp::domain::{
+    api_key::ApiKey,
+    id::{RunId, TraceId},
+};
 use proptest::prelude::*;
 
 proptest! {
@@ -47,7 +50,11 @@ fn a_traceparent_is_continued_only_when_it_is_sound() {
         format!("cc-{trace}-00f067aa0ba902b7-01-what-the-future-will-be-like"),
     ];
     for header in sound {
-        assert_eq!(TraceId::from_traceparent(&header).map(|id| id.to_string()).as_deref(), Some(trace), "{header}");
+        assert_eq!(
+            TraceId::from_traceparent(&header).map(|id| id.to_string()).as_deref(),
+            Some(trace),
+            "{header}"
+        );
     }
     let unsound = [
         format!("ff-{trace}-00f067aa0ba902b7-01"),

@@ -71,8 +71,8 @@ proptest! {
 #[test]
 fn texts_that_are_no_amount_are_refused() {
     let malformed = [
-        "", ".", "1.", ".5", "1.23456", "-1", "+1", "1e3", "NaN", "inf", " 1", "1 ", "1,5", "0x10", "1_000", "１", "1.0.0",
-        "--", "1.+5", "null",
+        "", ".", "1.", ".5", "1.23456", "-1", "+1", "1e3", "NaN", "inf", " 1", "1 ", "1,5", "0x10", "1_000",
+        "１", "1.0.0", "--", "1.+5", "null",
     ];
     for text in malformed {
         assert_eq!(text.parse::<UsdMicros>(), Err(BadAmount::Malformed), "{text:?}");
@@ -80,7 +80,14 @@ fn texts_that_are_no_amount_are_refused() {
     for text in ["1000000000.0001", "1000000001", "99999999999999999999999999"] {
         assert_eq!(text.parse::<UsdMicros>(), Err(BadAmount::OutOfRange), "{text:?}");
     }
-    for (text, micros) in [("0", 0), ("5", 5_000_000), ("5.0", 5_000_000), ("0.0001", 100), ("007.5", 7_500_000), ("1000000000", UsdMicros::MAX.get())] {
+    for (text, micros) in [
+        ("0", 0),
+        ("5", 5_000_000),
+        ("5.0", 5_000_000),
+        ("0.0001", 100),
+        ("007.5", 7_500_000),
+        ("1000000000", UsdMicros::MAX.get()),
+    ] {
         assert_eq!(text.parse::<UsdMicros>().map(UsdMicros::get), Ok(micros), "{text:?}");
     }
 }

@@ -28,7 +28,8 @@ fn claim() -> Claim {
 fn only_what_the_winner_committed_to_is_rolled_forward() {
     let (run, tenant) = (RunId::new(), TenantId::new());
     let good = Receipt { run_id: run, tenant_id: tenant, cost: CLAIMED, sha256: "a".repeat(64) };
-    let verdict = |receipt: Receipt| judge(run, tenant, RESERVED, &claim(), &Sight::Present { receipt: Ok(receipt) });
+    let verdict =
+        |receipt: Receipt| judge(run, tenant, RESERVED, &claim(), &Sight::Present { receipt: Ok(receipt) });
 
     assert_eq!(verdict(good.clone()), Verdict::RollForward { cost: CLAIMED });
     let contradictions = [

@@ -33,8 +33,11 @@ async fn whatever_dies_the_books_balance_and_every_run_ends() {
             // These lie on the reaper's way: something must be due first.
             CrashPoint::ExpireAfterCommit => {
                 app.submit(&tenant, "stuck", "1").await;
-                let messages =
-                    app.cx.queue.receive(1, std::time::Duration::from_secs(3), std::time::Duration::ZERO).await;
+                let messages = app
+                    .cx
+                    .queue
+                    .receive(1, std::time::Duration::from_secs(3), std::time::Duration::ZERO)
+                    .await;
                 drop(dpp::flow::take::take(&app.cx, messages.unwrap()).await.unwrap());
             }
             CrashPoint::RetainAfterPurge => {

@@ -192,6 +192,23 @@ async fn with_redis_down_a_submit_is_503_a_read_works_and_a_deposit_stands() {
     redis.child.stop().await;
 }
 
+/// A flow that dies under the tenant's lock must not keep it: back in the pool, its connection would.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_is_abandoned_is_let_go_at_once() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    for _ in 0..20 {
+        let mut books = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+        books.raise_epoch().await.unwrap();
+        drop(books);
+    }
+    let held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted \
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    crate::harness::until("nobody holds the lock", async || app.place.sql(held).await.is_empty()).await;
+    app.submit(&tenant, "a", "1").await;
+    app.finish().await;
+}
+
 /// Settings come in through the door, so a context can be built for a place that does not exist yet.
 #[tokio::test]
 async fn a_context_connects_to_nothing_before_it_is_used() {

@@ -175,7 +175,9 @@ async fn all_roles_as_processes_serve_a_run_and_log_one_trace() {
     let run: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
     assert_eq!(run["trace_id"], trace);
 
-    for line in [api.line("run accepted").await, worker.line("run taken").await, worker.line("run ended").await] {
+    for line in
+        [api.line("run accepted").await, worker.line("run taken").await, worker.line("run ended").await]
+    {
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&line["trace_id"], &line["run_id"]), (&json!(trace), &run["run_id"]), "{line}");
         assert_eq!(line["tenant_id"], json!(tenant.id));
@@ -209,13 +211,17 @@ async fn admin_commands_do_what_they_say() {
     let other = ["budget", "deposit", "--tenant", id, "--amount", "8", "--reference", "inv-1", "--json"];
     let (code, _, err) = dpp(place, &other).await;
     assert!(code == 1 && err.contains("7.5000"), "{code} {err}");
-    assert_eq!(document(&["plan", "assign", "--tenant", "acme", "--plan", "growth", "--json"]).await["plan"], "growth");
+    assert_eq!(
+        document(&["plan", "assign", "--tenant", "acme", "--plan", "growth", "--json"]).await["plan"],
+        "growth"
+    );
     let (code, _, err) = dpp(place, &["plan", "assign", "--tenant", "acme", "--plan", "gold"]).await;
     assert!(code == 1 && err.contains("dpp plan list"), "{code} {err}");
     let key = document(&["key", "create", "--tenant", "acme", "--label", "ci", "--json"]).await;
     let secret = key["key"].as_str().unwrap();
     assert_eq!(app.get("/v1/budget", secret).await.body["available_usd"], "20.0000");
-    let rotated = document(&["key", "rotate", key["key_id"].as_str().unwrap(), "--grace-sec", "3600", "--json"]).await;
+    let rotated =
+        document(&["key", "rotate", key["key_id"].as_str().unwrap(), "--grace-sec", "3600", "--json"]).await;
     let successor = rotated["key"].as_str().unwrap();
     assert_eq!(app.get("/v1/budget", successor).await.status, 200);
     assert_eq!(app.get("/v1/budget", secret).await.status, 200, "within its grace");
@@ -251,7 +257,9 @@ async fn a_database_that_differs_is_named_and_no_role_starts_on_it() {
 async fn the_auditor_could_not_look_is_2_and_a_wrong_setting_is_named() {
     let app = TestApp::start().await;
     let mut nowhere = app.place.clone();
-    nowhere.process_environment.insert("DATABASE_URL".to_owned(), "postgres://u:secret-word@127.0.0.1:1/none".to_owned());
+    nowhere
+        .process_environment
+        .insert("DATABASE_URL".to_owned(), "postgres://u:secret-word@127.0.0.1:1/none".to_owned());
     let (code, _, err) = dpp(&nowhere, &["audit"]).await;
     assert!(code == 2 && !err.contains("secret-word"), "{code} {err}");
     let (code, out, _) = dpp(&nowhere, &["doctor"]).await;

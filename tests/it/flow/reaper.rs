@@ -118,7 +118,11 @@ async fn a_stale_claim_with_its_object_is_rolled_forward_at_the_receipts_cost() 
     assert_eq!(app.pass(Pass::Claims).await.changed, 1);
 
     let run = app.run(&tenant, run_id).await;
-    assert_eq!((&run["status"], &run["actual_cost_usd"]), (&json!("COMPLETED"), &json!(DECISION_COST)), "{run}");
+    assert_eq!(
+        (&run["status"], &run["actual_cost_usd"]),
+        (&json!("COMPLETED"), &json!(DECISION_COST)),
+        "{run}"
+    );
     app.finish().await;
 }
 
@@ -186,7 +190,11 @@ async fn a_receipt_against_the_books_waits_for_a_person_with_its_hold() {
     assert_eq!(app.pass(Pass::Claims).await.changed, 1);
 
     let run = app.run(&tenant, run_id).await;
-    assert_eq!((&run["status"], &run["money_state"]), (&json!("PROCESSING"), &json!("AUDIT_REQUIRED")), "{run}");
+    assert_eq!(
+        (&run["status"], &run["money_state"]),
+        (&json!("PROCESSING"), &json!("AUDIT_REQUIRED")),
+        "{run}"
+    );
     let budget = app.get("/v1/budget", &tenant.key).await.body;
     assert_eq!(budget["held_usd"], "1.0000");
     let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
@@ -366,7 +374,9 @@ async fn messages_that_are_not_ours_go_to_the_dead_letter_queue() {
     let (app, tenant, run_id) = one_run(&[]).await;
     let environment = &app.place.environment;
     let sqs = aws_sdk_sqs::Client::from_conf(
-        aws_sdk_sqs::config::Builder::from(&app.place.aws).endpoint_url(&environment["SQS_ENDPOINT_URL"]).build(),
+        aws_sdk_sqs::config::Builder::from(&app.place.aws)
+            .endpoint_url(&environment["SQS_ENDPOINT_URL"])
+            .build(),
     );
     let unknown = json!({
         "schema_version": "1", "run_id": dpp::domain::id::RunId::new(), "tenant_id": tenant.id,

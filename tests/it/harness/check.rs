@@ -101,7 +101,11 @@ async fn gate(app: &TestApp) {
         assert_eq!(holds, open, "the gate's holds for {tenant_id}");
         let admits: HashMap<String, String> = app.place.redis(&["HGETALL", &key("admits")]).await;
         let keys: HashMap<String, String> = app.place.redis(&["HGETALL", &key("keys")]).await;
-        assert_eq!((admits.len(), keys.len()), (open.len(), open.len()), "traces of ended holds for {tenant_id}");
+        assert_eq!(
+            (admits.len(), keys.len()),
+            (open.len(), open.len()),
+            "traces of ended holds for {tenant_id}"
+        );
         for name in ["budget", "holds", "admits", "keys"] {
             let ttl: i64 = app.place.redis(&["TTL", &key(name)]).await;
             assert!(ttl < 0, "no money ever has a TTL");
@@ -135,6 +139,9 @@ async fn receipts(app: &TestApp) {
         let said = |name: &str| metadata.get(name).cloned().unwrap_or_default();
         assert_eq!(said("actual-cost-usd-micros"), text(2), "P5: the receipt of {row:?}");
         assert_eq!((said("run-id"), said("tenant-id")), (text(3), text(4)), "P5: the receipt of {row:?}");
-        assert!(text(0).starts_with(&text(4)) && text(0).ends_with("/pack_envelope.json"), "the key of {row:?}");
+        assert!(
+            text(0).starts_with(&text(4)) && text(0).ends_with("/pack_envelope.json"),
+            "the key of {row:?}"
+        );
     }
 }

@@ -8,12 +8,7 @@ pub mod check;
 pub mod process;
 pub mod services;
 
-use std::{
-    collections::BTreeMap,
-    net::TcpListener,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
 
 use dpp::{
     api,

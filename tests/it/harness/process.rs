@@ -1,9 +1,6 @@
 //! The built binary as a process, on a test's place.
 
-use std::{
-    process::Stdio,
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -79,7 +76,11 @@ impl Process {
 
     /// Waits for its end; its exit code, or `None` after a signal.
     pub async fn ended(mut self) -> Option<i32> {
-        tokio::time::timeout(Duration::from_secs(30), self.child.wait()).await.expect("it ends").unwrap().code()
+        tokio::time::timeout(Duration::from_secs(30), self.child.wait())
+            .await
+            .expect("it ends")
+            .unwrap()
+            .code()
     }
 }
 

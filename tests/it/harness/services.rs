@@ -69,7 +69,8 @@ pub fn shared() -> &'static Shared {
         let (send, receive) = std::sync::mpsc::channel();
         // The servers' own runtime: each test's ends with the test.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             send.send(runtime.block_on(start())).unwrap();
             runtime.block_on(std::future::pending::<()>());
         });
@@ -117,8 +118,11 @@ impl Shared {
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
         process_environment.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        let environment: BTreeMap<_, _> =
-            process_environment.iter().filter(|(name, _)| !name.starts_with("AWS_")).map(|(n, v)| (n.clone(), v.clone())).collect();
+        let environment: BTreeMap<_, _> = process_environment
+            .iter()
+            .filter(|(name, _)| !name.starts_with("AWS_"))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect();
         Place {
             aws: self.services.aws(),
             database_url: environment["DATABASE_URL"].clone(),

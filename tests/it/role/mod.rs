@@ -107,11 +107,8 @@ async fn dev_starts_from_nothing_keeps_its_state_and_leaves_nothing_behind() {
     assert_eq!(paid_run(&lines).await["available_usd"], "99.9880");
 
     // A second one on the same state says so and stops.
-    let output = Command::new(env!("CARGO_BIN_EXE_dpp"))
-        .args(["dev", "--data-dir"])
-        .arg(&directory)
-        .output()
-        .unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_dpp")).args(["dev", "--data-dir"]).arg(&directory).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("another `dpp dev` is running"), "{output:?}");
 
@@ -131,7 +128,14 @@ async fn dev_starts_from_nothing_keeps_its_state_and_leaves_nothing_behind() {
 
     let mut third = Dev::start(&directory, &["--services-only"]);
     let settings = third.lines_until("ready");
-    for name in ["DATABASE_URL=", "REDIS_URL=", "SQS_QUEUE_URL=", "S3_RESULT_BUCKET=", "URL_ALLOW_LOOPBACK=true", "DPP_ENV=dev"] {
+    for name in [
+        "DATABASE_URL=",
+        "REDIS_URL=",
+        "SQS_QUEUE_URL=",
+        "S3_RESULT_BUCKET=",
+        "URL_ALLOW_LOOPBACK=true",
+        "DPP_ENV=dev",
+    ] {
         assert!(settings.iter().any(|line| line.starts_with(name)), "{name} in {settings:?}");
     }
     assert_eq!(settings.last().map(String::as_str), Some("ready"));
@@ -150,8 +154,10 @@ async fn when_a_service_of_dev_dies_everything_stops() {
         .unwrap()
         .flatten()
         .filter(|entry| {
-            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == directory.path().join("redis"))
-                && std::fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.starts_with("redis"))
+            std::fs::read_link(entry.path().join("cwd"))
+                .is_ok_and(|cwd| cwd == directory.path().join("redis"))
+                && std::fs::read_to_string(entry.path().join("comm"))
+                    .is_ok_and(|comm| comm.starts_with("redis"))
         })
         .filter_map(|entry| entry.file_name().to_str().map(str::to_owned))
         .collect();
