@@ -31,7 +31,7 @@ check: ## Format, lints of both builds, documentation, and the dependencies' rul
 
 deny: ## Licences, bans and sources of the dependencies; installs cargo-deny (some minutes) if missing.
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
-	cargo deny --locked check --config .deny.toml bans licenses sources
+	cargo deny --locked --config .deny.toml check bans licenses sources
 
 schema: ## Rewrites src/store/schema.txt after a migration.
 	@.ci/setup dev
