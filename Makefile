@@ -1,0 +1,39 @@
+# The project's habits. `make help` lists them; each passes ARGS on to what it runs.
+
+dpp := $(or $(CARGO_TARGET_DIR),target)/debug/dpp
+
+.DEFAULT_GOAL := help
+.PHONY: help dev test check deny schema
+
+help: ## Lists these.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+dev: ## Everything on this machine, until Ctrl-C: make dev ARGS='--port 8001'
+	@.ci/setup dev
+	cargo build
+	@exec $(dpp) dev $(ARGS)
+
+test: ## What CI runs: checks, then every test. One test: make test ARGS=name
+	@.ci/setup
+	@$(MAKE) --no-print-directory check
+	.ci/with-ministack cargo test $(ARGS)
+
+# The order is by cost: what fails fast comes first. Clippy and rustdoc share the dependencies'
+# metadata. `--lib --bins --tests` is every target there is; `--all-targets` would check the library
+# a second time, as a unit-test build that this crate does not have.
+check: ## Format, lints of both builds, documentation, and the dependencies' rules.
+	cargo fmt --check
+	cargo clippy --locked --lib --bins --tests -- -D warnings
+	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+	@if command -v cargo-deny >/dev/null; then $(MAKE) --no-print-directory deny; \
+	else echo 'cargo-deny is not installed: `make deny` installs it and checks the dependencies'; fi
+
+deny: ## Licences, bans and sources of the dependencies; installs cargo-deny (some minutes) if missing.
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny --locked --config .deny.toml check bans licenses sources
+
+schema: ## Rewrites src/store/schema.txt after a migration.
+	@.ci/setup dev
+	cargo build
+	@.ci/schema $(dpp)
