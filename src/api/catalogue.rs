@@ -13,6 +13,7 @@ use super::{
     extract::Caller,
     problem::{Kind, Problem},
 };
+use crate::flow;
 
 /// `GET /v1/packs`
 pub async fn packs(app: Data<App>, _: Caller) -> HttpResponse {
@@ -32,10 +33,9 @@ pub async fn pack(app: Data<App>, _: Caller, pack_type: web::Path<String>) -> Re
 pub async fn budget(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
     let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
-    let balance = app.detached.run(async move { cx.store.balance(tenant_id).await }).await;
-    let balance = balance
-        .map_err(|panicked| Problem::failed(panicked, false, trace_id))?
-        .map_err(|error| Problem::of_flow(error.into(), trace_id))?;
+    let balance = app.detached.run(async move { Ok(cx.store.balance(tenant_id).await?) }).await;
+    let balance =
+        balance.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(json!({
         "tenant_id": tenant_id,
         "deposited_usd": balance.deposited,

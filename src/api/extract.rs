@@ -16,9 +16,8 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
-    domain::{api_key::ApiKey, idempotency::IdempotencyKey},
+    domain::{api_key::ApiKey, idempotency::IdempotencyKey, plan},
     pack::FieldError,
-    store,
     wire::json,
 };
 
@@ -26,7 +25,7 @@ use crate::{
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
 
 /// Whoever holds the request's API key.
-pub struct Caller(pub store::Caller);
+pub struct Caller(pub plan::Caller);
 
 impl FromRequest for Caller {
     type Error = Problem;

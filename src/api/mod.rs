@@ -17,12 +17,11 @@ use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, w
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::api_key::KeyDigest,
+    domain::{api_key::KeyDigest, plan::Caller},
     flow::{
         self, Ctx, Detached,
         probe::{self, Probe},
     },
-    store,
 };
 
 /// How long a key's owner is remembered: a revoked key stops everywhere within this.
@@ -51,7 +50,7 @@ pub struct App {
     cx: Arc<Ctx>,
     detached: Detached,
     public_url: String,
-    callers: moka::future::Cache<KeyDigest, Option<store::Caller>>,
+    callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
 }
 
@@ -64,13 +63,13 @@ impl App {
     }
 
     /// Whose key this is. Without a query while it is remembered.
-    async fn caller(&self, digest: KeyDigest) -> Result<Option<store::Caller>, flow::Error> {
+    async fn caller(&self, digest: KeyDigest) -> Result<Option<Caller>, flow::Error> {
         if let Some(caller) = self.callers.get(&digest).await {
             return Ok(caller);
         }
         let cx = Arc::clone(&self.cx);
-        let caller = self.detached.run(async move { cx.store.find_caller(digest).await }).await;
-        let caller = caller.map_err(|panicked| store::Error::Query(panicked.into()))??;
+        let caller = self.detached.run(async move { Ok(cx.store.find_caller(digest).await?) }).await;
+        let caller = caller.map_err(flow::Error::from).flatten()?;
         self.callers.insert(digest, caller.clone()).await;
         Ok(caller)
     }

@@ -113,9 +113,10 @@ impl Problem {
         Self::new(Kind::NotFound, "There is no such run.")
     }
 
-    /// Something failed: logs the cause, once, and keeps it from the caller.
-    pub fn failed(error: impl Into<anyhow::Error>, passes: bool, trace_id: impl fmt::Display) -> Self {
-        let cause = format!("{:#}", error.into());
+    /// The problem of a failed flow: logs the cause, once, and keeps it from the caller.
+    pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
+        let passes = error.passes();
+        let cause = format!("{:#}", anyhow::Error::from(error));
         if passes {
             tracing::warn!(%trace_id, error = cause, "a request met a dependency that is down");
             Self::new(Kind::Unavailable, "A dependency of the service is down or slow; nothing was charged.")
@@ -123,12 +124,6 @@ impl Problem {
             tracing::error!(%trace_id, error = cause, "a request failed");
             Self::new(Kind::Internal, "The request could not be completed.")
         }
-    }
-
-    /// The problem of a failed flow.
-    pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
-        let passes = error.passes();
-        Self::failed(error, passes, trace_id)
     }
 
     /// The problem of a submit that was not accepted.

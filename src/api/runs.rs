@@ -21,8 +21,9 @@ use crate::{
         run::{Run, RunState},
     },
     flow::{
+        self,
         read::{self, Found, Link},
-        submit::{self, Accepted, Order},
+        submit::{self, Accepted, NotAccepted, Order},
     },
     pack::FieldError,
 };
@@ -48,7 +49,8 @@ pub async fn submit(
     let cx = app.cx.clone();
     let accepted = app.detached.run(async move { submit::submit(&cx, &caller.0, order).await }).await;
     let accepted = accepted
-        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
+        .map_err(NotAccepted::from)
+        .flatten()
         .map_err(|error| Problem::of_submit(error, ids.trace_id))?;
     let (run, replayed) = match accepted {
         Accepted::New(run) => (run, false),
@@ -101,9 +103,8 @@ async fn find(app: &Data<App>, ids: &Ids, tenant_id: TenantId, run_id: &str) -> 
     let Ok(run_id) = run_id.parse() else { return Err(Problem::no_such_run()) };
     let cx = app.cx.clone();
     let found = app.detached.run(async move { read::find(&cx, tenant_id, run_id).await }).await;
-    let found = found
-        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
-        .map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    let found =
+        found.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, ids.trace_id))?;
     match found {
         Found::Here(run) => Ok(*run),
         Found::Gone => Err(Problem::new(Kind::RunExpired, "The run is past its retention.")),
@@ -119,7 +120,8 @@ async fn link(app: &Data<App>, ids: &Ids, run: &Run) -> Result<Option<Link>, Pro
     app.detached
         .run(async move { read::link(&cx, &run).await })
         .await
-        .map_err(|panicked| Problem::failed(panicked, false, ids.trace_id))?
+        .map_err(flow::Error::from)
+        .flatten()
         .map_err(|error| Problem::of_flow(error, ids.trace_id))
 }
 

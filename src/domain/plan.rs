@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{
+    id::{KeyId, TenantId},
     money::UsdMicros,
     price::{RESERVATION_MAX, RESERVATION_MIN},
 };
@@ -30,6 +31,19 @@ pub struct Plan {
     pub timebox_secs_max: i32,
     /// How long results are kept.
     pub retention_days: i32,
+}
+
+/// Whose request it is.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// The key that it came with.
+    pub key_id: KeyId,
+    /// Whether the tenant may not buy now.
+    pub suspended: bool,
+    /// What the tenant may buy.
+    pub plan: Plan,
 }
 
 /// Why a plan refuses a submit.

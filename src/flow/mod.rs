@@ -64,6 +64,9 @@ pub enum Error {
     /// A budget is being rebuilt over and over; somebody else is at it.
     #[error("the tenant's budget is being rebuilt")]
     BudgetBusy,
+    /// The flow panicked.
+    #[error(transparent)]
+    Panicked(#[from] Panicked),
     /// A test made the flow die here.
     #[error(transparent)]
     Crashed(#[from] crash::Crashed),
@@ -77,7 +80,7 @@ impl Error {
             Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
             Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
             Self::Queue(_) | Self::BudgetBusy => true,
-            Self::Crashed(_) => false,
+            Self::Panicked(_) | Self::Crashed(_) => false,
         }
     }
 }

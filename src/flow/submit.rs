@@ -9,12 +9,12 @@ use crate::{
         id::{RunId, TraceId},
         idempotency::{IdempotencyKey, PayloadHash},
         money::UsdMicros,
-        plan::PlanRefusal,
+        plan::{Caller, PlanRefusal},
         price,
         run::{Run, RunState},
     },
     pack::{self, FieldError},
-    store::{self, Caller, NewRun, Submitted},
+    store::{self, NewRun, Submitted},
     wire::message::{RunMessage, SchemaVersion},
 };
 

@@ -18,21 +18,8 @@ use super::{
 use crate::domain::{
     api_key::KeyDigest,
     id::{KeyId, TenantId},
-    plan::Plan,
+    plan::Caller,
 };
-
-/// Whose request it is.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// The tenant.
-    pub tenant_id: TenantId,
-    /// The key that it came with.
-    pub key_id: KeyId,
-    /// Whether the tenant may not buy now.
-    pub suspended: bool,
-    /// What the tenant may buy.
-    pub plan: Plan,
-}
 
 /// A key, as operators see it. The secret is nowhere.
 #[derive(Clone, Debug, serde::Serialize)]

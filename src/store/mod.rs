@@ -42,7 +42,7 @@ pub use self::{
     books::{Balance, Deposit, LockedBooks, OpenHold},
     due::{DueClaim, DueLease, DuePurge, DueSend},
     error::Error,
-    keys::{Caller, KeyRecord},
+    keys::KeyRecord,
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},
     tenants::TenantRecord,

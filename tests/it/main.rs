@@ -10,3 +10,4 @@ mod flow;
 mod harness;
 mod pack;
 mod role;
+mod tidy;
