@@ -24,7 +24,7 @@ pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Vec<(Leased, Rece
                 Entry::Vacant(place) => drop(place.insert((message, receipt))),
                 Entry::Occupied(_) => spent.push(receipt),
             },
-            Err(text) => bury(cx, &text, &receipt).await?,
+            Err(text) => bury(cx, &text, &receipt).await,
         }
     }
     let ids: Vec<_> = receipts.keys().copied().collect();
@@ -66,8 +66,8 @@ async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, (RunMessage, Receipt)>, 
         let text = serde_json::to_string(&message).unwrap_or_default();
         if known.contains(&run) {
             spent.push(receipt);
-        } else if let Err(error) = bury(cx, &text, &receipt).await {
-            tracing::warn!(run_id = %run, error = format!("{:#}", anyhow::Error::from(error)), "cannot bury a message");
+        } else {
+            bury(cx, &text, &receipt).await;
         }
     }
     delete(cx, spent).await;
@@ -84,8 +84,13 @@ async fn delete(cx: &Ctx, receipts: Vec<Receipt>) {
     }
 }
 
-async fn bury(cx: &Ctx, text: &str, receipt: &Receipt) -> Result<(), Error> {
+async fn bury(cx: &Ctx, text: &str, receipt: &Receipt) {
     tracing::warn!(body_bytes = text.len(), "a message is not ours; moving it to the dead-letter queue");
     metrics::counter!("dpp_messages_buried_total").increment(1);
-    Ok(cx.queue.bury(text, receipt).await?)
+    if let Err(error) = cx.queue.bury(text, receipt).await {
+        tracing::warn!(
+            error = format!("{:#}", anyhow::Error::from(error)),
+            "cannot move it now; it comes back by itself"
+        );
+    }
 }

@@ -103,8 +103,6 @@ async fn once(cx: &Ctx, leases: &Leases) {
 }
 
 fn lose(run: RunId, lease: &Held, why: &str) {
-    // A run that claims its finish between the beat's list and its statement has no lease either;
-    // its slot no longer listens.
     tracing::info!(run_id = %run, why, "stopping a run");
     metrics::counter!("dpp_leases_lost_total").increment(1);
     lease.lost.cancel();

@@ -43,6 +43,8 @@ pub(super) async fn run(
     let meter = Meter::new(run.reserved);
     let started = std::time::Instant::now();
     let (work, version) = work(&cx, &run, &meter, &lost, &hard).await;
+    // What follows is short, and ends the lease itself.
+    leases.leave(&run);
     metrics::histogram!("dpp_run_seconds", "pack" => run.pack_type.clone()).record(started.elapsed());
     let finished = match work {
         #[expect(clippy::disallowed_methods, reason = "shown in the envelope; nothing is judged by it")]
@@ -51,11 +53,10 @@ pub(super) async fn run(
         }
         Work::Failed(reason) => finish::fail(&cx, &run, meter.used(), reason).await,
         Work::LeaseLost => Ok(Finish::Lost),
-        Work::Stopped => return hand_back(&cx, &run, Some(&receipt), &leases).await,
+        Work::Stopped => return hand_back(&cx, &run, Some(&receipt)).await,
         // Its message stays hidden for a while: shown at once, it would come straight back here.
-        Work::UnknownPack => return hand_back(&cx, &run, None, &leases).await,
+        Work::UnknownPack => return hand_back(&cx, &run, None).await,
     };
-    leases.leave(&run);
     match finished {
         Ok(Finish::Ended | Finish::Lost) => {
             if let Err(error) = cx.queue.delete(&receipt).await {
@@ -73,9 +74,8 @@ fn unfinished(run: &Leased, error: Error) {
 }
 
 /// Gives the run back, and shows its message again where there is one to show.
-async fn hand_back(cx: &Ctx, run: &Leased, show: Option<&Receipt>, leases: &Leases) {
+async fn hand_back(cx: &Ctx, run: &Leased, show: Option<&Receipt>) {
     let handed = finish::hand_back(cx, run).await;
-    leases.leave(run);
     let Some(receipt) = show else {
         return if let Err(error) = handed {
             unfinished(run, error)
