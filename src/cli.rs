@@ -1,11 +1,13 @@
 //! The command line: its grammar, and which role or command each word is. No logic.
 
-use std::{path::PathBuf, time::Duration};
+#[cfg(feature = "dev")]
+use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{self, Settings},
+    config::Settings,
     domain::{id::KeyId, money::UsdMicros},
     role::{
         self,
@@ -260,7 +262,7 @@ impl Command {
                     data_dir: args.data_dir,
                     services_only: args.services_only,
                 };
-                role::dev::run(config::environment(), &wishes).await
+                role::dev::run(crate::config::environment(), &wishes).await
             }
             other => other.run_with(&settings?).await,
         }

@@ -116,10 +116,15 @@ impl Problem {
     /// The problem of a failed flow: logs the cause, once, and keeps it from the caller.
     pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
         let passes = error.passes();
+        let detail = if matches!(error, flow::Error::OutcomeUnknown(_)) {
+            "It is not known whether the run was accepted; the same request with the same Idempotency-Key tells, at no further cost."
+        } else {
+            "A dependency of the service is down or slow; nothing was charged."
+        };
         let cause = format!("{:#}", anyhow::Error::from(error));
         if passes {
             tracing::warn!(%trace_id, error = cause, "a request met a dependency that is down");
-            Self::new(Kind::Unavailable, "A dependency of the service is down or slow; nothing was charged.")
+            Self::new(Kind::Unavailable, detail)
         } else {
             tracing::error!(%trace_id, error = cause, "a request failed");
             Self::new(Kind::Internal, "The request could not be completed.")
@@ -137,6 +142,10 @@ impl Problem {
             Refusal::KeyReused => {
                 Self::new(Kind::KeyReused, "This Idempotency-Key belongs to a submit with another payload.")
             }
+            Refusal::RunExpired => Self::new(
+                Kind::RunExpired,
+                "This Idempotency-Key belongs to a run that is past its retention; use a new key for a new run.",
+            ),
             Refusal::Suspended => {
                 Self::new(Kind::TenantSuspended, "The tenant is suspended and cannot buy runs.")
             }

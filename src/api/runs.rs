@@ -63,7 +63,9 @@ pub async fn submit(
     if replayed {
         response.insert_header(("Idempotent-Replayed", "true"));
     }
-    show(&app, &ids, response, run).await
+    // The run is accepted whether or not a link can be made now.
+    let link = link(&app, &ids, &run).await.unwrap_or_default();
+    Ok(show(response, &run, link.as_ref()))
 }
 
 /// `GET /v1/runs/{run_id}`
@@ -75,7 +77,8 @@ pub async fn get(
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
     let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
-    show(&app, &ids, HttpResponse::Ok(), run).await
+    let link = link(&app, &ids, &run).await?;
+    Ok(show(HttpResponse::Ok(), &run, link.as_ref()))
 }
 
 /// `GET /v1/runs/{run_id}/result`
@@ -125,13 +128,7 @@ async fn link(app: &Data<App>, ids: &Ids, run: &Run) -> Result<Option<Link>, Pro
         .map_err(|error| Problem::of_flow(error, ids.trace_id))
 }
 
-async fn show(
-    app: &Data<App>,
-    ids: &Ids,
-    mut response: HttpResponseBuilder,
-    run: Run,
-) -> Result<HttpResponse, Problem> {
-    let link = link(app, ids, &run).await?;
+fn show(mut response: HttpResponseBuilder, run: &Run, link: Option<&Link>) -> HttpResponse {
     response
         .insert_header(("X-DPP-Cost-Reserved", run.reserved.to_string()))
         .insert_header(("X-DPP-Cost-Minimum-Fee", run.minimum_fee.to_string()))
@@ -139,7 +136,7 @@ async fn show(
     if let Some(charge) = run.state.charge() {
         response.insert_header(("X-DPP-Cost-Actual", charge.to_string()));
     }
-    Ok(response.json(run_json(&run, link.as_ref())))
+    response.json(run_json(run, link))
 }
 
 /// The Run, as it is shown everywhere (CONTRACT §3).

@@ -23,6 +23,8 @@ use crate::domain::{
 
 /// How long one call may take before its outcome counts as unknown.
 const CALL_MAX: Duration = Duration::from_millis(1_500);
+/// The same for a rebuild, which may carry very many holds.
+const REBUILD_MAX: Duration = Duration::from_secs(5);
 
 /// A failed call to Redis. It may have been applied; every call here can be repeated.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,19 @@ pub enum Reserve {
     },
     /// Redis does not know the budget; it must be rebuilt.
     Unknown,
+}
+
+/// What became of a rebuild.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Rebuilt {
+    /// Redis says what the ledger says.
+    Set,
+    /// Redis holds a budget of a younger epoch, and kept it.
+    Older {
+        /// That epoch.
+        epoch: i64,
+    },
 }
 
 /// One open hold, for a rebuild.
@@ -162,7 +177,7 @@ impl Budget {
             .arg(format!("-{}", amount.get()))
             .arg(key_fingerprint)
             .arg(payload.to_hex());
-        let reply: Vec<String> = invoke(connection, &call).await?;
+        let reply: Vec<String> = invoke(connection, &call, CALL_MAX).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["held" | "again", epoch, run_id] => Ok(Reserve::Held {
                 epoch: number(epoch)?,
@@ -202,7 +217,7 @@ impl Budget {
         // HINCRBY reads "-0" as no number.
         let negated = if charge.is_zero() { "0".to_owned() } else { format!("-{}", charge.get()) };
         call.arg(run_id.to_string()).arg(negated);
-        let reply: Vec<String> = invoke(connection, &call).await?;
+        let reply: Vec<String> = invoke(connection, &call, CALL_MAX).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["settled" | "gone"] => Ok(()),
             _ => Err(unexpected(&reply)),
@@ -220,7 +235,7 @@ impl Budget {
         epoch: i64,
         available: UsdMicros,
         holds: &[Hold<'_>],
-    ) -> Result<(), Error> {
+    ) -> Result<Rebuilt, Error> {
         let keys = Keys::of(tenant_id);
         let connection = self.connection().await?;
         let mut call = keys.all(&REBUILD);
@@ -231,9 +246,10 @@ impl Budget {
                 .arg(hold.key_fingerprint)
                 .arg(hold.payload.to_hex());
         }
-        let reply: Vec<String> = invoke(connection, &call).await?;
+        let reply: Vec<String> = invoke(connection, &call, REBUILD_MAX).await?;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["set" | "older"] => Ok(()),
+            ["set"] => Ok(Rebuilt::Set),
+            ["older", epoch] => Ok(Rebuilt::Older { epoch: number(epoch)? }),
             _ => Err(unexpected(&reply)),
         }
     }
@@ -249,7 +265,8 @@ impl Budget {
         let here = connection.server.clone();
         let mut call = INSPECT.prepare_invoke();
         call.key(&keys.budget).key(&keys.holds).key(&keys.admits);
-        let (epoch, server, available, now_ms, holds, admits): Reply = invoke(connection, &call).await?;
+        let (epoch, server, available, now_ms, holds, admits): Reply =
+            invoke(connection, &call, CALL_MAX).await?;
         let budget = if epoch.is_empty() || server != here {
             None
         } else {
@@ -281,6 +298,21 @@ impl Budget {
         conclude(connection, answer).map(drop)
     }
 
+    /// Whether Redis may throw money away when its memory is full; the policy's name if so.
+    ///
+    /// # Errors
+    /// [`Error`], also where CONFIG is not allowed.
+    pub async fn evicts(&self) -> Result<Option<String>, Error> {
+        let mut connection = self.connection().await?;
+        let mut policy = redis::cmd("CONFIG");
+        policy.arg("GET").arg("maxmemory-policy");
+        let answer =
+            tokio::time::timeout(CALL_MAX, policy.query_async::<(String, String)>(&mut connection.redis))
+                .await;
+        let (_, policy) = conclude(connection, answer)?;
+        Ok(Some(policy).filter(|policy| policy != "noeviction"))
+    }
+
     async fn connection(&self) -> Result<Pooled, Error> {
         self.pool.get().await.map_err(|error| Error::Unavailable(error.into()))
     }
@@ -292,8 +324,9 @@ type Pooled = deadpool::managed::Object<pool::Manager>;
 async fn invoke<T: redis::FromRedisValue>(
     mut connection: Pooled,
     call: &redis::ScriptInvocation<'_>,
+    limit: Duration,
 ) -> Result<T, Error> {
-    let answer = tokio::time::timeout(CALL_MAX, call.invoke_async(&mut connection.redis)).await;
+    let answer = tokio::time::timeout(limit, call.invoke_async(&mut connection.redis)).await;
     conclude(connection, answer)
 }
 

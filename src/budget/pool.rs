@@ -1,20 +1,30 @@
 //! Connections that know which server process they reached.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use deadpool::managed::{Metrics, RecycleError, RecycleResult};
-use deadpool_redis::redis::{self, IntoConnectionInfo as _, RedisError, aio::MultiplexedConnection};
+use deadpool::managed::{Metrics, RecycleResult};
+use deadpool_redis::redis::{
+    self, AsyncConnectionConfig, IntoConnectionInfo as _, RedisError, aio::MultiplexedConnection,
+};
 use secrecy::{ExposeSecret as _, SecretString};
 
 const WAIT_MAX: Duration = Duration::from_millis(1_000);
 const CONNECT_MAX: Duration = Duration::from_millis(1_000);
 
-/// A connection and the identity of the process at its other end.
+/// How long a connection's knowledge of its server is trusted.
+const IDENTITY_TTL: Duration = Duration::from_secs(1);
+/// The longest that any one call may take; each has a limit of its own below this.
+const RESPONSE_MAX: Duration = Duration::from_secs(6);
+
+/// A connection and the identity of what is at its other end.
 pub(super) struct Connection {
     pub(super) redis: MultiplexedConnection,
-    /// `run_id` of `INFO server`: new with every start of a server.
+    /// The process (`run_id`, new with every start) and the history of its data (`master_replid`, new
+    /// with every promotion): a server that was demoted, missed writes and was promoted again is the
+    /// same process with another history.
     pub(super) server: String,
+    identified_at: Instant,
 }
 
 pub(super) type Pool = deadpool::managed::Pool<Manager>;
@@ -27,24 +37,31 @@ impl deadpool::managed::Manager for Manager {
 
     async fn create(&self) -> Result<Connection, RedisError> {
         let mut redis = self.0.create().await?;
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
-        let server = info
-            .lines()
-            .find_map(|line| line.strip_prefix("run_id:"))
-            .map(|run_id| run_id.trim().to_owned())
-            .ok_or_else(|| RedisError::from((redis::ErrorKind::Parse, "INFO server has no run_id")))?;
-        Ok(Connection { redis, server })
+        let server = identify(&mut redis).await?;
+        Ok(Connection { redis, server, identified_at: Instant::now() })
     }
 
     /// Without a ping, which would double the round trips: a connection that fails is thrown away by
     /// whoever meets the failure.
-    async fn recycle(&self, _: &mut Connection, metrics: &Metrics) -> RecycleResult<RedisError> {
-        // Behind a proxy a connection can outlive the server behind it; none lives for long.
-        if metrics.created.elapsed() > Duration::from_secs(300) {
-            return Err(RecycleError::message("old"));
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<RedisError> {
+        if connection.identified_at.elapsed() >= IDENTITY_TTL {
+            connection.server = identify(&mut connection.redis).await?;
+            connection.identified_at = Instant::now();
         }
         Ok(())
     }
+}
+
+async fn identify(redis: &mut MultiplexedConnection) -> Result<String, RedisError> {
+    let mut info = redis::pipe();
+    info.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+    let (server, replication): (String, String) = info.query_async(redis).await?;
+    let value = |info: &str, name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name));
+        line.map(|value| value.trim().to_owned())
+            .ok_or_else(|| RedisError::from((redis::ErrorKind::Parse, "INFO lacks an identity")))
+    };
+    Ok(format!("{} {}", value(&server, "run_id:")?, value(&replication, "master_replid:")?))
 }
 
 pub(super) fn build(
@@ -62,7 +79,11 @@ pub(super) fn build(
         let settings = info.redis_settings().clone().set_password(password.expose_secret());
         info = info.set_redis_settings(settings);
     }
-    let manager = Manager(deadpool_redis::Manager::new(info).context("cannot use REDIS_URL")?);
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_MAX))
+        .set_response_timeout(Some(RESPONSE_MAX));
+    let manager =
+        Manager(deadpool_redis::Manager::new_with_config(info, config).context("cannot use REDIS_URL")?);
     Pool::builder(manager)
         .max_size(connections_max)
         .wait_timeout(Some(WAIT_MAX))

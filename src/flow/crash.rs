@@ -25,6 +25,8 @@ pub enum CrashPoint {
     FinishAfterCommit,
     /// The gate knows; the message is not deleted.
     FinishAfterSettle,
+    /// The deposit is in the books; the gate does not know.
+    DepositAfterCommit,
     /// The epoch is raised, nothing is set or committed.
     RebuildAfterRaise,
     /// The gate is set; the epoch is not committed.
@@ -37,7 +39,7 @@ pub enum CrashPoint {
 
 impl CrashPoint {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::SubmitAfterGate,
         Self::SubmitAfterCommit,
         Self::SubmitAfterSend,
@@ -47,6 +49,7 @@ impl CrashPoint {
         Self::FinishAfterUpload,
         Self::FinishAfterCommit,
         Self::FinishAfterSettle,
+        Self::DepositAfterCommit,
         Self::RebuildAfterRaise,
         Self::RebuildAfterSet,
         Self::ExpireAfterCommit,

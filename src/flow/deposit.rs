@@ -1,6 +1,6 @@
 //! Deposit: a ledger entry, once for each reference, and a rebuilt budget.
 
-use super::{Ctx, Error};
+use super::{Ctx, Error, crash::CrashPoint};
 use crate::{
     domain::{id::TenantId, money::UsdMicros},
     store::Deposit,
@@ -9,7 +9,8 @@ use crate::{
 /// Deposits `amount`. `None` for no such tenant.
 ///
 /// The ledger decides. If Redis is down the deposit stands all the same, under a raised epoch, so the
-/// gate's old figure admits nothing any more and is rebuilt when Redis is back.
+/// gate's old figure admits nothing any more; the next submit that it would refuse, or the sweep,
+/// rebuilds it.
 ///
 /// # Errors
 /// [`Error`]; on one that passes, try again with the same reference.
@@ -21,12 +22,17 @@ pub async fn deposit(
 ) -> Result<Option<Deposit>, Error> {
     let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(None) };
     let outcome = books.deposit(amount, reference).await?;
-    if outcome != Deposit::Posted {
-        return Ok(Some(outcome));
+    match outcome {
+        Deposit::Posted => {
+            books.raise_epoch().await?;
+            books.commit().await?;
+            cx.crash.at(CrashPoint::DepositAfterCommit)?;
+            tracing::info!(%tenant_id, amount_usd_micros = amount.get(), reference, "deposited");
+        }
+        // Whoever posted it may have died before the gate knew.
+        Deposit::Already => drop(books),
+        Deposit::ReferenceReused { .. } | Deposit::AboveMaximum { .. } => return Ok(Some(outcome)),
     }
-    books.raise_epoch().await?;
-    books.commit().await?;
-    tracing::info!(%tenant_id, amount_usd_micros = amount.get(), reference, "deposited");
     if let Err(error) = super::rebuild::if_stale(cx, tenant_id).await {
         tracing::warn!(%tenant_id, error = format!("{:#}", anyhow::Error::from(error)),
             "the gate does not know of the deposit yet; the next submit tells it");

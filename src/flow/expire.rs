@@ -8,7 +8,7 @@ use crate::{
         money::UsdMicros,
         run::{Cas, Reason},
     },
-    store::{DueLease, Ending, Guard},
+    store::{DueExpiry, DueLease, Ending, Guard},
 };
 
 /// What a run is, for those who end it as lost.
@@ -61,14 +61,15 @@ pub(super) async fn attempt(cx: &Ctx, run: &LostRun) -> Result<Changed, Error> {
 ///
 /// # Errors
 /// [`Error`]
-pub async fn waiting(
-    cx: &Ctx,
-    run_id: RunId,
-    tenant_id: TenantId,
-    trace_id: TraceId,
-    guard: Guard,
-) -> Result<Changed, Error> {
-    let run = LostRun { run_id, tenant_id, trace_id, attempts: 0, minimum_fee: UsdMicros::ZERO, guard };
+pub async fn waiting(cx: &Ctx, due: &DueExpiry) -> Result<Changed, Error> {
+    let run = LostRun {
+        run_id: due.run_id,
+        tenant_id: due.tenant_id,
+        trace_id: due.trace_id,
+        attempts: 0,
+        minimum_fee: UsdMicros::ZERO,
+        guard: due.guard,
+    };
     end(cx, &run, Ending::Expired(Reason::expired_in_queue()), "EXPIRED").await
 }
 

@@ -84,7 +84,7 @@ pub async fn fail(cx: &Ctx, run: &Leased, used: UsdMicros, reason: Reason) -> Re
 /// # Errors
 /// [`Error`]; the lease runs out and the run is tried again.
 pub async fn hand_back(cx: &Ctx, run: &Leased) -> Result<Finish, Error> {
-    match cx.store.requeue(run.run_id, Guard::of_lease(run), true).await? {
+    match patiently(|| cx.store.requeue(run.run_id, Guard::of_lease(run), true)).await? {
         Cas::Won(()) => {
             tracing::info!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                 "run handed back");

@@ -64,6 +64,9 @@ pub enum Error {
     /// A budget is being rebuilt over and over; somebody else is at it.
     #[error("the tenant's budget is being rebuilt")]
     BudgetBusy,
+    /// The database went away with a submit in hand: the run may or may not exist.
+    #[error("a submit's outcome is unknown")]
+    OutcomeUnknown(#[source] anyhow::Error),
     /// The flow panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
@@ -79,7 +82,7 @@ impl Error {
             Self::Store(error) => matches!(error, crate::store::Error::Unavailable(_)),
             Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
             Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
-            Self::Queue(_) | Self::BudgetBusy => true,
+            Self::Queue(_) | Self::BudgetBusy | Self::OutcomeUnknown(_) => true,
             Self::Panicked(_) | Self::Crashed(_) => false,
         }
     }

@@ -7,7 +7,7 @@
 
 use super::{Ctx, Error, crash::CrashPoint};
 use crate::{
-    budget::Hold,
+    budget::{Hold, Rebuilt},
     domain::id::TenantId,
     store::{Balance, LockedBooks},
 };
@@ -54,7 +54,12 @@ pub(super) async fn under_lock(
             payload: hold.payload,
         })
         .collect();
-    cx.budget.rebuild(tenant_id, epoch, balance.available, &holds).await?;
+    if let Rebuilt::Older { epoch } = cx.budget.rebuild(tenant_id, epoch, balance.available, &holds).await? {
+        // Only a database that was set back meets a gate from its own future.
+        tracing::error!(%tenant_id, epoch, "Redis holds a younger budget than the database knows; advancing");
+        cx.store.advance_epochs(epoch).await?;
+        return Err(Error::BudgetBusy);
+    }
     cx.crash.at(CrashPoint::RebuildAfterSet)?;
     books.commit().await?;
     metrics::counter!("dpp_budget_rebuilds_total").increment(1);

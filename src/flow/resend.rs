@@ -19,7 +19,11 @@ pub async fn resend(cx: &Ctx, due: &DueSend, now: chrono::DateTime<chrono::Utc>)
         enqueued_at: now,
         trace_id: due.trace_id,
     };
-    cx.queue.send(&message).await?;
+    if let Err(error) = cx.queue.send(&message).await {
+        // It was marked for longer and longer; what was not sent is due again soon.
+        cx.store.unmark_send(due, cx.pace.lease).await?;
+        return Err(error.into());
+    }
     tracing::info!(trace_id = %due.trace_id, run_id = %due.run_id, tenant_id = %due.tenant_id, "message sent again");
     Ok(Changed::Yes)
 }

@@ -1,8 +1,15 @@
 //! Submit: gate (Redis) → run and hold (PostgreSQL, one statement) → message (SQS) → answer.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use super::{Ctx, Error, crash::CrashPoint, rebuild, sweep};
+use super::{
+    Ctx, Error,
+    crash::CrashPoint,
+    rebuild,
+    sweep::{self, CaughtUp},
+};
 use crate::{
     budget::Reserve,
     domain::{
@@ -20,6 +27,13 @@ use crate::{
 
 /// How often a submit is admitted anew because its tenant's budget was rebuilt in between.
 const ADMISSIONS_MAX: usize = 4;
+
+/// How long an accepted submit waits for its message to be sent. A queue that is down costs its runs time,
+/// not their buyers an answer.
+const ANNOUNCE_MAX: Duration = Duration::from_millis(800);
+/// How long to wait between attempts to read back a submit whose outcome is unknown.
+const READ_BACK_PAUSES: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_millis(500)];
 
 /// What a buyer asks for.
 #[derive(Clone, Debug)]
@@ -57,6 +71,8 @@ pub enum Accepted {
 pub enum Refusal {
     /// The key named another payload before.
     KeyReused,
+    /// The same submit was accepted before, and its run is past its retention.
+    RunExpired,
     /// The tenant may not buy now.
     Suspended,
     /// No pack is sold under this name; these are.
@@ -104,16 +120,21 @@ impl From<Refusal> for NotAccepted {
 pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted, NotAccepted> {
     // A replay is answered before anything that may have changed since: plan, prices, balance.
     if let Some(run) = cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
-        return replay(run, &order);
+        return replay(cx, run, &order).await;
     }
     let mut new = judge(cx, caller, order.clone())?;
 
     for _ in 0..ADMISSIONS_MAX {
+        // A new id each time: one that the gate lent us may have been inserted, ended and settled by the
+        // other submit of this key, and must never be held a second time.
+        new.run_id = RunId::new();
         let (epoch, run_id) = admit(cx, &new).await?;
         new.run_id = run_id;
         cx.crash.at(CrashPoint::SubmitAfterGate)?;
         let submitted = match cx.store.submit(&new, epoch, cx.pace.lease).await {
-            Err(store::Error::Unavailable(error)) => return resolve(cx, &order, &new, error).await,
+            Err(store::Error::Unavailable(error) | store::Error::Query(error)) => {
+                return resolve(cx, &order, &new, error).await;
+            }
             other => other?,
         };
         match submitted {
@@ -176,22 +197,21 @@ fn judge(cx: &Ctx, caller: &Caller, order: Order) -> Result<NewRun, Refusal> {
 /// Asks the gate. Two submits of one key that race are given the same run.
 async fn admit(cx: &Ctx, new: &NewRun) -> Result<(i64, RunId), NotAccepted> {
     let fingerprint = new.idempotency_key.fingerprint();
-    let mut caught_up = false;
     for _ in 0..ADMISSIONS_MAX {
         let answer =
             cx.budget.reserve(new.tenant_id, new.run_id, new.reserved, &fingerprint, new.payload).await?;
         match answer {
             Reserve::Held { epoch, run_id } => return Ok((epoch, run_id)),
             Reserve::Mismatch => return Err(Refusal::KeyReused.into()),
-            // The gate follows the ledger by a moment, or by more if a worker died in between. A
-            // refusal must be exact, so it first catches up with every hold that has ended.
-            Reserve::Short { .. } if !caught_up => {
-                sweep::settle_ended(cx, new.tenant_id).await?;
-                caught_up = true;
-            }
-            Reserve::Short { available } => {
-                return Err(Refusal::BudgetExceeded { available, requested: new.reserved }.into());
-            }
+            // The gate follows the ledger by a moment, or by more if a process died in between, and a
+            // refusal must be exact.
+            Reserve::Short { available } => match sweep::catch_up(cx, new.tenant_id, new.reserved).await? {
+                CaughtUp::Exact => {
+                    return Err(Refusal::BudgetExceeded { available, requested: new.reserved }.into());
+                }
+                CaughtUp::Changed => {}
+                CaughtUp::Undecided => return Err(Error::BudgetBusy.into()),
+            },
             Reserve::Unknown => rebuild::if_stale(cx, new.tenant_id).await?,
         }
     }
@@ -203,9 +223,12 @@ async fn existing(cx: &Ctx, order: &Order, new: &NewRun) -> Result<Accepted, Not
     let run = cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await?.ok_or(Error::BudgetBusy)?;
     if run.run_id != new.run_id {
         // The key belongs to that run for ever, so no process can insert under our reservation.
-        cx.budget.let_go(new.tenant_id, new.run_id).await?;
+        if let Err(error) = cx.budget.let_go(new.tenant_id, new.run_id).await {
+            tracing::warn!(trace_id = %new.trace_id, tenant_id = %new.tenant_id, run_id = %new.run_id,
+                error = format!("{:#}", anyhow::Error::from(error)), "cannot let go of a reservation; the sweep will");
+        }
     }
-    replay(run, order)
+    replay(cx, run, order).await
 }
 
 /// The insert's answer was lost. Ending the epoch under the tenant's lock waits for the statement if
@@ -218,24 +241,34 @@ async fn resolve(
 ) -> Result<Accepted, NotAccepted> {
     tracing::warn!(trace_id = %new.trace_id, tenant_id = %new.tenant_id, run_id = %new.run_id,
         error = format!("{cause:#}"), "a submit's outcome is unknown; reading it back");
-    rebuild::rebuild(cx, new.tenant_id).await?;
-    match cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await? {
-        Some(run) if run.run_id == new.run_id => {
-            announce(cx, &run).await;
-            Ok(Accepted::New(run))
+    for pause in READ_BACK_PAUSES {
+        let read = async {
+            rebuild::rebuild(cx, new.tenant_id).await?;
+            Ok::<_, Error>(cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await?)
+        };
+        match read.await {
+            Ok(Some(run)) if run.run_id == new.run_id => {
+                announce(cx, &run).await;
+                return Ok(Accepted::New(run));
+            }
+            Ok(Some(run)) => return replay(cx, run, order).await,
+            Ok(None) => return Err(Error::Store(store::Error::Unavailable(cause)).into()),
+            Err(error) if error.passes() => tokio::time::sleep(pause).await,
+            Err(error) => return Err(error.into()),
         }
-        Some(run) => replay(run, order),
-        None => Err(Error::Store(store::Error::Unavailable(cause)).into()),
     }
+    Err(Error::OutcomeUnknown(cause).into())
 }
 
-fn replay(run: Run, order: &Order) -> Result<Accepted, NotAccepted> {
-    if run.payload_sha256 == order.payload.0 {
-        metrics::counter!("dpp_submits_total", "outcome" => "replayed").increment(1);
-        Ok(Accepted::Replayed(run))
-    } else {
-        Err(Refusal::KeyReused.into())
+async fn replay(cx: &Ctx, run: Run, order: &Order) -> Result<Accepted, NotAccepted> {
+    if run.payload_sha256 != order.payload.0 {
+        return Err(Refusal::KeyReused.into());
     }
+    if run.is_terminal() && run.is_past_retention(cx.store.now().await?) {
+        return Err(Refusal::RunExpired.into());
+    }
+    metrics::counter!("dpp_submits_total", "outcome" => "replayed").increment(1);
+    Ok(Accepted::Replayed(run))
 }
 
 /// Wakes a worker. The run is accepted whether or not this works: the reaper sends what was not.
@@ -248,9 +281,14 @@ async fn announce(cx: &Ctx, run: &Run) {
         enqueued_at: run.created_at,
         trace_id: run.trace_id,
     };
-    if let Err(error) = cx.queue.send(&message).await {
+    let why = match tokio::time::timeout(ANNOUNCE_MAX, cx.queue.send(&message)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{:#}", anyhow::Error::from(error))),
+        Err(_) => Some("it takes too long".to_owned()),
+    };
+    if let Some(error) = why {
         tracing::warn!(trace_id = %run.trace_id, tenant_id = %run.tenant_id, run_id = %run.run_id,
-            error = format!("{:#}", anyhow::Error::from(error)), "no message sent; the reaper will");
+            error, "perhaps no message sent; the reaper sends one");
     }
     metrics::counter!("dpp_submits_total", "outcome" => "accepted").increment(1);
     tracing::info!(trace_id = %run.trace_id, tenant_id = %run.tenant_id, run_id = %run.run_id,

@@ -1,22 +1,79 @@
-//! Sweep: holds the gate's reservations against the runs.
+//! Sweep: holds the gate against the books.
 //!
-//! A reservation whose run has ended is settled from the ledger. A reservation without a run, or a
-//! run without a reservation, both older than the grace, means that a process died between the gate
-//! and the database or that Redis lost something: the budget is rebuilt, which also ends the epoch
-//! under which a paused process might still insert.
+//! A reservation whose run has ended is settled from the ledger. Whatever else differs means that a
+//! process died between the gate and the database, or that Redis lost or kept something that it should
+//! not: then the budget is rebuilt, which also ends the epoch under which a paused process might still
+//! insert.
 
-use std::collections::HashSet;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{Changed, Ctx, Error, Tally, rebuild};
-use crate::domain::id::TenantId;
+use crate::{
+    budget::Inspection,
+    domain::{
+        id::{RunId, TenantId},
+        money::UsdMicros,
+    },
+};
 
-/// Settles every reservation of a tenant whose run has ended. Returns how many.
+/// A reservation this old without a run will never have one: longer than any statement may take.
+const ABANDONED_AFTER: Duration = Duration::from_secs(12);
+/// How long a refusal waits for submits under way to come to something, and how often it looks.
+const CATCH_UP_MAX: Duration = Duration::from_millis(1_000);
+const CATCH_UP_EVERY: Duration = Duration::from_millis(25);
+
+/// What the gate knew that the ledger did not, or the reverse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaughtUp {
+    /// Nothing: the gate's refusal is exact.
+    Exact,
+    /// Something; ask the gate again.
+    Changed,
+    /// Submits are under way whose outcome decides.
+    Undecided,
+}
+
+/// Before `requested` is refused for lack of budget: lets the gate catch up with everything that has
+/// ended, and waits a moment for whatever is under way.
 ///
 /// # Errors
 /// [`Error`]
-pub async fn settle_ended(cx: &Ctx, tenant_id: TenantId) -> Result<u64, Error> {
-    let holds = cx.budget.inspect(tenant_id).await?.holds;
-    let runs: Vec<_> = holds.into_keys().collect();
+pub async fn catch_up(cx: &Ctx, tenant_id: TenantId, requested: UsdMicros) -> Result<CaughtUp, Error> {
+    let patience = tokio::time::Instant::now() + CATCH_UP_MAX;
+    loop {
+        let seen = cx.budget.inspect(tenant_id).await?;
+        let Some(budget) = seen.budget else { return Ok(CaughtUp::Changed) };
+        if cx.store.epoch(tenant_id).await? != Some(budget.epoch) {
+            rebuild::if_stale(cx, tenant_id).await?;
+            return Ok(CaughtUp::Changed);
+        }
+        if settle_ended(cx, tenant_id, &seen).await? > 0 {
+            return Ok(CaughtUp::Changed);
+        }
+        let runs: Vec<_> = seen.holds.keys().copied().collect();
+        let known: HashSet<_> = cx.store.known(&runs).await?.into_iter().collect();
+        let pending: Vec<_> = seen.holds.iter().filter(|(run, _)| !known.contains(run)).collect();
+        let pending_usd_micros: i64 = pending.iter().map(|(_, hold)| hold.amount_usd_micros).sum();
+        if budget.available_usd_micros.saturating_add(pending_usd_micros) < requested.get() {
+            return Ok(CaughtUp::Exact);
+        }
+        if pending.iter().any(|(_, hold)| hold.age >= ABANDONED_AFTER) {
+            rebuild::rebuild(cx, tenant_id).await?;
+            return Ok(CaughtUp::Changed);
+        }
+        if tokio::time::Instant::now() >= patience {
+            return Ok(CaughtUp::Undecided);
+        }
+        tokio::time::sleep(CATCH_UP_EVERY).await;
+    }
+}
+
+/// Settles every reservation seen whose run has ended. Returns how many.
+async fn settle_ended(cx: &Ctx, tenant_id: TenantId, seen: &Inspection) -> Result<u64, Error> {
+    let runs: Vec<_> = seen.holds.keys().copied().collect();
     let ended = cx.store.ended(tenant_id, &runs).await?;
     for settled in &ended {
         cx.budget.settle(settled).await?;
@@ -26,6 +83,26 @@ pub async fn settle_ended(cx: &Ctx, tenant_id: TenantId) -> Result<u64, Error> {
     Ok(ended.len().try_into().unwrap_or(u64::MAX))
 }
 
+/// By how many micros the gate's total (available and held) differs from what the ledger calls for.
+///
+/// A reservation moves an amount within the total, and a settlement takes its charge off; so the total
+/// is what the ledger has available and held, plus the charges of runs that have ended there and not
+/// yet here. That holds at any instant at which the ledger does not move.
+pub(super) async fn drift(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    seen: &Inspection,
+    available: UsdMicros,
+    held: UsdMicros,
+) -> Result<i64, Error> {
+    let Some(budget) = seen.budget else { return Ok(0) };
+    let runs: Vec<RunId> = seen.holds.keys().copied().collect();
+    let unsettled: i64 =
+        cx.store.ended(tenant_id, &runs).await?.iter().map(|settled| settled.charge().get()).sum();
+    let holds: i64 = seen.holds.values().map(|hold| hold.amount_usd_micros).sum();
+    Ok(budget.available_usd_micros + holds - available.get() - held.get() - unsettled)
+}
+
 /// Sweeps one tenant.
 ///
 /// # Errors
@@ -33,19 +110,29 @@ pub async fn settle_ended(cx: &Ctx, tenant_id: TenantId) -> Result<u64, Error> {
 pub async fn sweep(cx: &Ctx, tenant_id: TenantId) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     let seen = cx.budget.inspect(tenant_id).await?;
-    // Read after the gate: whatever was open there and has ended since is in neither list below.
-    let open = cx.store.open_runs(tenant_id, cx.pace.reservation_grace).await?;
-    if open.is_empty() && seen.holds.is_empty() {
-        return Ok(tally);
-    }
-    let settled = settle_ended(cx, tenant_id).await?;
+    // Redis knows nothing of this tenant: its next submit rebuilds it, and nothing is held back.
+    let Some(budget) = seen.budget else { return Ok(tally) };
+    let settled = settle_ended(cx, tenant_id, &seen).await?;
     tally.add(Tally { found: settled, changed: settled, ..Tally::default() });
 
-    // Redis knows nothing of this tenant: its next submit rebuilds it, and nothing is held back.
-    if seen.budget.is_none() {
-        return Ok(tally);
+    let Some(why) = difference(cx, tenant_id, budget.epoch, &seen).await? else { return Ok(tally) };
+    tracing::warn!(%tenant_id, why, "the gate and the books differ; rebuilding the budget");
+    let outcome = rebuild::rebuild(cx, tenant_id).await.map(|()| Changed::Yes);
+    tally.count(&outcome);
+    outcome?;
+    Ok(tally)
+}
+
+/// What differs between the gate and the books that no submit or settlement under way explains.
+async fn difference(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    epoch: i64,
+    seen: &Inspection,
+) -> Result<Option<&'static str>, Error> {
+    if cx.store.epoch(tenant_id).await? != Some(epoch) {
+        return Ok(Some("the gate is of another epoch"));
     }
-    let reserved: HashSet<_> = seen.holds.keys().copied().collect();
     let old: Vec<_> = seen
         .holds
         .iter()
@@ -53,13 +140,22 @@ pub async fn sweep(cx: &Ctx, tenant_id: TenantId) -> Result<Tally, Error> {
         .map(|(run, _)| *run)
         .collect();
     let known: HashSet<_> = cx.store.known(&old).await?.into_iter().collect();
-    let orphans = old.iter().filter(|run| !known.contains(run)).count();
-    let unreserved = open.iter().filter(|(run, settled_in)| *settled_in && !reserved.contains(run)).count();
-    if orphans + unreserved > 0 {
-        tracing::warn!(%tenant_id, orphans, unreserved, "the gate and the runs differ; rebuilding the budget");
-        let outcome = rebuild::rebuild(cx, tenant_id).await.map(|()| Changed::Yes);
-        tally.count(&outcome);
-        outcome?;
+    if old.iter().any(|run| !known.contains(run)) {
+        return Ok(Some("a reservation has no run"));
     }
-    Ok(tally)
+    let open: HashMap<_, _> =
+        cx.store.open_runs(tenant_id, cx.pace.reservation_grace).await?.into_iter().collect();
+    if open.iter().any(|(run, settled_in)| *settled_in && !seen.holds.contains_key(run)) {
+        return Ok(Some("an open run has no reservation"));
+    }
+    // Without the lock this may be off by what commits in between; it only asks whether to look.
+    let balance = cx.store.balance(tenant_id).await?;
+    if drift(cx, tenant_id, seen, balance.available, balance.held).await? == 0 {
+        return Ok(None);
+    }
+    let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(None) };
+    let seen = cx.budget.inspect(tenant_id).await?;
+    let balance = books.balance().await?;
+    let drift = drift(cx, tenant_id, &seen, balance.available, balance.held).await?;
+    Ok((drift != 0).then_some("the gate's total is not the ledger's"))
 }

@@ -9,65 +9,81 @@ use crate::{
     wire::message::RunMessage,
 };
 
-/// Leases the runs of `messages`. Messages that wake nobody are deleted: their run is somebody
-/// else's, done, or not allowed to run now (and is sent again when it is). Messages that are not ours
-/// go to the dead-letter queue.
+/// What became of some messages.
+#[derive(Debug)]
+pub struct Taken {
+    /// Runs that are now this worker's, each with its message.
+    pub leased: Vec<(Leased, Receipt)>,
+    /// The other messages, for [`dismiss`].
+    pub rest: Rest,
+}
+
+/// Messages that gave no work.
+#[derive(Debug)]
+pub struct Rest {
+    untaken: HashMap<RunId, (RunMessage, Receipt)>,
+    copies: Vec<Receipt>,
+    foreign: Vec<(String, Receipt)>,
+}
+
+/// Leases the runs of `messages`. Nothing is awaited between the lease and the answer, so a worker that
+/// is told to stop loses none of what it has taken.
 ///
 /// # Errors
 /// [`Error`]; the messages come back by themselves.
-pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Vec<(Leased, Receipt)>, Error> {
-    let mut receipts: HashMap<RunId, (RunMessage, Receipt)> = HashMap::new();
-    let mut spent = Vec::new();
+pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Taken, Error> {
+    let mut untaken: HashMap<RunId, (RunMessage, Receipt)> = HashMap::new();
+    let (mut copies, mut foreign) = (Vec::new(), Vec::new());
     for Received { body, receipt } in messages {
         match body {
-            Ok(message) => match receipts.entry(message.run_id) {
+            Ok(message) => match untaken.entry(message.run_id) {
                 Entry::Vacant(place) => drop(place.insert((message, receipt))),
-                Entry::Occupied(_) => spent.push(receipt),
+                Entry::Occupied(_) => copies.push(receipt),
             },
-            Err(text) => bury(cx, &text, &receipt).await,
+            Err(text) => foreign.push((text, receipt)),
         }
     }
-    let ids: Vec<_> = receipts.keys().copied().collect();
-    let leased = if ids.is_empty() { Vec::new() } else { cx.store.take(&ids, cx.pace.lease).await? };
+    let ids: Vec<_> = untaken.keys().copied().collect();
+    let runs = if ids.is_empty() { Vec::new() } else { cx.store.take(&ids, cx.pace.lease).await? };
     cx.crash.at(CrashPoint::TakeAfterLease)?;
-    let mut taken = Vec::with_capacity(leased.len());
-    for run in leased {
-        if let Some((_, receipt)) = receipts.remove(&run.run_id) {
+    let mut leased = Vec::with_capacity(runs.len());
+    for run in runs {
+        if let Some((_, receipt)) = untaken.remove(&run.run_id) {
             tracing::info!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                 attempt = run.attempt, pack_type = run.pack_type, "run taken");
-            taken.push((run, receipt));
+            leased.push((run, receipt));
         }
     }
-    if !receipts.is_empty() {
-        dismiss(cx, receipts, spent).await;
-    } else {
-        delete(cx, spent).await;
-    }
-    Ok(taken)
+    Ok(Taken { leased, rest: Rest { untaken, copies, foreign } })
 }
 
-/// Sorts out messages whose run could not be taken.
-async fn dismiss(cx: &Ctx, mut receipts: HashMap<RunId, (RunMessage, Receipt)>, mut spent: Vec<Receipt>) {
-    let ids: Vec<_> = receipts.keys().copied().collect();
-    let looked = async {
-        let waiting = cx.store.still_waiting(&ids).await?;
-        let known: HashSet<_> = cx.store.known(&ids).await?.into_iter().collect();
-        Ok::<_, Error>((waiting, known))
-    };
-    let Ok((waiting, known)) = looked.await else {
-        // The database is away; the messages come back by themselves.
-        return;
-    };
-    // Another worker was just looking at it: its message must not be lost.
-    for run in waiting {
-        receipts.remove(&run);
+/// Deletes messages that wake nobody: their run is somebody else's, done, or not allowed to run now (and
+/// is sent again when it is). Those that are not ours go to the dead-letter queue.
+pub async fn dismiss(cx: &Ctx, rest: Rest) {
+    let Rest { mut untaken, copies: mut spent, foreign } = rest;
+    for (text, receipt) in foreign {
+        bury(cx, &text, &receipt).await;
     }
-    for (run, (message, receipt)) in receipts {
-        let text = serde_json::to_string(&message).unwrap_or_default();
-        if known.contains(&run) {
-            spent.push(receipt);
-        } else {
-            bury(cx, &text, &receipt).await;
+    if !untaken.is_empty() {
+        let ids: Vec<_> = untaken.keys().copied().collect();
+        let looked = async {
+            let waiting = cx.store.still_waiting(&ids).await?;
+            let known: HashSet<_> = cx.store.known(&ids).await?.into_iter().collect();
+            Ok::<_, Error>((waiting, known))
+        };
+        // With the database away nothing is known of them; they come back by themselves.
+        if let Ok((waiting, known)) = looked.await {
+            // Another worker was just looking at it: its message must not be lost.
+            for run in waiting {
+                untaken.remove(&run);
+            }
+            for (run, (message, receipt)) in untaken {
+                if known.contains(&run) {
+                    spent.push(receipt);
+                } else {
+                    bury(cx, &serde_json::to_string(&message).unwrap_or_default(), &receipt).await;
+                }
+            }
         }
     }
     delete(cx, spent).await;

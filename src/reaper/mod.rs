@@ -7,10 +7,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{
-    domain::id::TenantId,
-    flow::{Changed, Ctx, Error, Tally, expire, reconcile, resend, retain, sweep},
-};
+use crate::flow::{Changed, Ctx, Error, Tally, expire, reconcile, resend, retain, sweep};
 
 /// Rows that a pass reads at once.
 const BATCH_ROWS_MAX: i64 = 200;
@@ -20,8 +17,11 @@ const BATCHES_MAX: usize = 200;
 const ROWS_AT_ONCE: usize = 8;
 /// A tenant's ledger is summed up once its tail is this long.
 const SNAPSHOT_TAIL_ROWS: i64 = 5_000;
-/// Consecutive failures after which a pass stops: what it needs is down.
-const FAILURES_MAX: u64 = 50;
+/// Failures in a row after which a pass stops: what it needs is down. A row that merely cannot be judged
+/// yet is no failure.
+const FAILURES_IN_A_ROW_MAX: u32 = 30;
+/// Tenants that one pass sweeps.
+const TENANTS_SWEPT_MAX: i64 = 2_000;
 
 /// A pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,32 +140,40 @@ fn report(pass: Pass, tally: Tally, elapsed: Duration) {
     }
 }
 
-/// Works on rows, several at once, and counts what became of each.
-async fn act<T, F>(rows: Vec<T>, tally: &mut Tally, mut act: impl FnMut(T) -> F)
+/// Works on rows, several at once, and counts what became of each. `false` when so many failed in a
+/// row that what they need must be down.
+async fn act<T, F>(rows: Vec<T>, tally: &mut Tally, mut act: impl FnMut(T) -> F) -> bool
 where
     F: Future<Output = Result<Changed, Error>>,
 {
+    let mut failures = 0;
     let mut work = stream::iter(rows.into_iter().map(&mut act)).buffer_unordered(ROWS_AT_ONCE);
     while let Some(outcome) = work.next().await {
         tally.count(&outcome);
-        if let Err(error) = outcome {
-            tracing::warn!(
-                error = format!("{:#}", anyhow::Error::from(error)),
-                "a row could not be helped now"
-            );
+        match outcome {
+            Ok(_) => failures = 0,
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "a row could not be helped now"
+                );
+            }
+        }
+        if failures >= FAILURES_IN_A_ROW_MAX {
+            return false;
         }
     }
+    true
 }
 
 async fn leases(cx: &Ctx) -> Result<Tally, Error> {
-    let mut tally = Tally::default();
-    let mut after = None;
+    let (mut tally, mut after) = (Tally::default(), None);
     for _ in 0..BATCHES_MAX {
         let due = cx.store.due_leases(after, BATCH_ROWS_MAX).await?;
         let Some(last) = due.last() else { break };
         after = last.guard.lease_expires_at.map(|at| (at, last.run_id));
-        act(due, &mut tally, |due| async move { expire::lease(cx, &due).await }).await;
-        if tally.failed >= FAILURES_MAX {
+        if !act(due, &mut tally, |due| async move { expire::lease(cx, &due).await }).await {
             break;
         }
     }
@@ -173,14 +181,12 @@ async fn leases(cx: &Ctx) -> Result<Tally, Error> {
 }
 
 async fn claims(cx: &Ctx) -> Result<Tally, Error> {
-    let mut tally = Tally::default();
-    let mut after = None;
+    let (mut tally, mut after) = (Tally::default(), None);
     for _ in 0..BATCHES_MAX {
         let due = cx.store.due_claims(cx.pace.reconcile_threshold, after, BATCH_ROWS_MAX).await?;
         let Some(last) = due.last() else { break };
         after = Some((last.claimed.claim().claimed_at, last.claimed.run_id()));
-        act(due, &mut tally, |due| async move { reconcile::reconcile(cx, &due).await }).await;
-        if tally.failed >= FAILURES_MAX {
+        if !act(due, &mut tally, |due| async move { reconcile::reconcile(cx, &due).await }).await {
             break;
         }
     }
@@ -195,8 +201,7 @@ async fn unsent(cx: &Ctx) -> Result<Tally, Error> {
             break;
         }
         let now = cx.store.now().await?;
-        act(due, &mut tally, |due| async move { resend::resend(cx, &due, now).await }).await;
-        if tally.failed >= FAILURES_MAX {
+        if !act(due, &mut tally, |due| async move { resend::resend(cx, &due, now).await }).await {
             break;
         }
     }
@@ -204,17 +209,12 @@ async fn unsent(cx: &Ctx) -> Result<Tally, Error> {
 }
 
 async fn waiting(cx: &Ctx) -> Result<Tally, Error> {
-    let mut tally = Tally::default();
+    let (mut tally, mut after) = (Tally::default(), None);
     for _ in 0..BATCHES_MAX {
-        let due = cx.store.due_expiries(cx.pace.queue_ttl, BATCH_ROWS_MAX).await?;
-        if due.is_empty() {
-            break;
-        }
-        act(due, &mut tally, |(run, tenant, trace, guard)| async move {
-            expire::waiting(cx, run, tenant, trace, guard).await
-        })
-        .await;
-        if tally.failed >= FAILURES_MAX {
+        let due = cx.store.due_expiries(cx.pace.queue_ttl, after, BATCH_ROWS_MAX).await?;
+        let Some(last) = due.last() else { break };
+        after = Some((last.created_at, last.run_id));
+        if !act(due, &mut tally, |due| async move { expire::waiting(cx, &due).await }).await {
             break;
         }
     }
@@ -222,29 +222,59 @@ async fn waiting(cx: &Ctx) -> Result<Tally, Error> {
 }
 
 async fn retention(cx: &Ctx) -> Result<Tally, Error> {
-    let mut tally = Tally::default();
+    let (mut tally, mut after) = (Tally::default(), None);
     for _ in 0..BATCHES_MAX {
-        let due = cx.store.due_purges(BATCH_ROWS_MAX).await?;
-        if due.is_empty() {
-            break;
-        }
-        act(due, &mut tally, |due| async move { retain::purge(cx, &due).await }).await;
-        if tally.failed >= FAILURES_MAX {
+        let due = cx.store.due_purges(after, BATCH_ROWS_MAX).await?;
+        let Some(last) = due.last() else { break };
+        after = Some((last.retention_until, last.run_id));
+        if !act(due, &mut tally, |due| async move { retain::purge(cx, &due).await }).await {
             break;
         }
     }
     Ok(tally)
 }
 
+/// Sweeps all tenants, or, where there are very many, as many as a pass may from a place drawn by lot:
+/// no tenant waits for ever, and a pass needs no memory of the last.
 async fn reservations(cx: &Ctx) -> Result<Tally, Error> {
     let mut tally = Tally::default();
-    let mut after: Option<TenantId> = None;
-    loop {
-        let tenants = cx.store.tenants(after, BATCH_ROWS_MAX).await?;
-        let Some(last) = tenants.last() else { break };
+    let mut after = cx.store.some_tenant(TENANTS_SWEPT_MAX).await?;
+    let mut wrapped = after.is_none();
+    let mut swept = 0;
+    while swept < TENANTS_SWEPT_MAX {
+        let tenants = cx.store.tenants(after, BATCH_ROWS_MAX.min(TENANTS_SWEPT_MAX - swept)).await?;
+        let Some(last) = tenants.last() else {
+            if wrapped {
+                break;
+            }
+            (wrapped, after) = (true, None);
+            continue;
+        };
         after = Some(last.tenant_id);
-        for tenant in &tenants {
-            tally.add(sweep::sweep(cx, tenant.tenant_id).await?);
+        swept += i64::try_from(tenants.len()).unwrap_or(i64::MAX);
+        let mut sweeps = stream::iter(
+            tenants
+                .into_iter()
+                .map(|tenant| async move { (tenant.tenant_id, sweep::sweep(cx, tenant.tenant_id).await) }),
+        )
+        .buffer_unordered(ROWS_AT_ONCE);
+        let mut failures = 0;
+        while let Some((tenant_id, outcome)) = sweeps.next().await {
+            match outcome {
+                Ok(swept) => {
+                    failures = 0;
+                    tally.add(swept);
+                }
+                // One tenant that cannot be helped must not hide the others.
+                Err(error) => {
+                    failures += 1;
+                    tally.add(Tally { found: 1, failed: 1, ..Tally::default() });
+                    tracing::warn!(%tenant_id, error = format!("{:#}", anyhow::Error::from(error)), "cannot sweep a tenant now");
+                }
+            }
+            if failures >= FAILURES_IN_A_ROW_MAX {
+                return Ok(tally);
+            }
         }
     }
     Ok(tally)
@@ -253,14 +283,12 @@ async fn reservations(cx: &Ctx) -> Result<Tally, Error> {
 async fn snapshots(cx: &Ctx) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     let due = cx.store.tenants_to_snapshot(SNAPSHOT_TAIL_ROWS, BATCH_ROWS_MAX).await?;
-    for tenant_id in due {
-        let outcome = async {
-            let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(Changed::Lost) };
-            books.snapshot().await?;
-            books.commit().await?;
-            Ok(Changed::Yes)
-        };
-        tally.count(&outcome.await);
-    }
+    act(due, &mut tally, |tenant_id| async move {
+        let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(Changed::Lost) };
+        books.snapshot().await?;
+        books.commit().await?;
+        Ok(Changed::Yes)
+    })
+    .await;
     Ok(tally)
 }

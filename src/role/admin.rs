@@ -492,6 +492,17 @@ async fn examine(settings: &Settings, checks: &mut Vec<(&'static str, Result<Str
             };
             let redis = cx.budget.ping().await.map_err(anyhow::Error::from);
             checks.push(("redis", word(redis, "check REDIS_URL and REDIS_PASSWORD, and that Redis runs")));
+            let evicts = cx.budget.evicts().await;
+            checks.push((
+                "redis eviction",
+                match evicts {
+                    Ok(None) => Ok("noeviction".to_owned()),
+                    Ok(Some(policy)) => Err(format!(
+                        "maxmemory-policy is {policy}: Redis would throw holds away; set it to noeviction"
+                    )),
+                    Err(_) => Ok("cannot be read here; see that maxmemory-policy is noeviction".to_owned()),
+                },
+            ));
             let queue = cx.queue.ping().await.map_err(anyhow::Error::from);
             checks.push((
                 "sqs",

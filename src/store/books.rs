@@ -165,6 +165,20 @@ impl Store {
         Ok(Some(books))
     }
 
+    /// Sees that every epoch from now on is above `epoch`. A database that was restored to an earlier
+    /// point would otherwise give numbers that Redis has seen before.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn advance_epochs(&self, epoch: i64) -> Result<(), Error> {
+        let sql = Sql::new(
+            "-- advance_epochs\nSELECT setval('budget_epoch_seq', greatest(nextval('budget_epoch_seq'), $1::bigint)) \
+             AS budget_epoch",
+        )
+        .bind(epoch);
+        self.row::<EpochRow>("advance_epochs", sql).await.map(drop)
+    }
+
     /// Tenants whose ledger has grown by at least `rows` since its last snapshot.
     ///
     /// # Errors

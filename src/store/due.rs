@@ -61,6 +61,23 @@ pub struct DueSend {
     pub pack_type: String,
     /// Its trace.
     pub trace_id: TraceId,
+    /// When it is due again, unless a worker takes it.
+    pub next_send_at: DateTime<Utc>,
+}
+
+/// A run that waited too long.
+#[derive(Clone, Debug)]
+pub struct DueExpiry {
+    /// The run.
+    pub run_id: RunId,
+    /// Its buyer.
+    pub tenant_id: TenantId,
+    /// Its trace.
+    pub trace_id: TraceId,
+    /// Since when it waits.
+    pub created_at: DateTime<Utc>,
+    /// What was seen.
+    pub guard: Guard,
 }
 
 /// A run past its retention.
@@ -72,6 +89,8 @@ pub struct DuePurge {
     pub tenant_id: TenantId,
     /// Its trace.
     pub trace_id: TraceId,
+    /// Since when it is past.
+    pub retention_until: DateTime<Utc>,
 }
 
 #[derive(QueryableByName)]
@@ -84,6 +103,17 @@ struct SendRow {
     pack_type: String,
     #[diesel(sql_type = Text)]
     trace_id: String,
+    #[diesel(sql_type = Timestamptz)]
+    at: DateTime<Utc>,
+}
+
+/// Runs whose rows can be read. One that cannot is for a person; it must not hide those behind it.
+fn readable(rows: Vec<RunRow>) -> impl Iterator<Item = Run> {
+    rows.into_iter().filter_map(|row| {
+        Run::try_from(row)
+            .inspect_err(|error| tracing::error!(severity = "CRITICAL", alert_channel = "money", %error, "a row cannot be read"))
+            .ok()
+    })
 }
 
 fn trace(text: &str, run_id: Uuid) -> Result<TraceId, Error> {
@@ -115,8 +145,7 @@ impl Store {
             .bind(limit);
         let rows: Vec<RunRow> = self.rows("due_leases", sql).await?;
         let mut due = Vec::with_capacity(rows.len());
-        for row in rows {
-            let run = Run::try_from(row)?;
+        for run in readable(rows) {
             if let RunState::Processing { lease } = run.state {
                 due.push(DueLease {
                     run_id: run.run_id,
@@ -163,8 +192,7 @@ impl Store {
             .bind(limit);
         let rows: Vec<RunRow> = self.rows("due_claims", sql).await?;
         let mut due = Vec::with_capacity(rows.len());
-        for row in rows {
-            let run = Run::try_from(row)?;
+        for run in readable(rows) {
             if let RunState::Claimed { claim } = run.state {
                 due.push(DueClaim {
                     attempts: run.attempts,
@@ -201,20 +229,46 @@ impl Store {
                     run_id: RunId(row.run_id),
                     tenant_id: TenantId(row.tenant_id),
                     pack_type: row.pack_type,
+                    next_send_at: row.at,
                 })
             })
             .collect()
     }
 
-    /// Runs that have waited in the queue for longer than `ttl`: id, buyer, trace and what was seen.
+    /// Makes a message due again soon whose sending failed, unless something else has become of it.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn unmark_send(&self, due: &DueSend, resend_after: Duration) -> Result<(), Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            #[expect(dead_code, reason = "a row must have a column")]
+            run_id: Uuid,
+        }
+        let sql = Sql::new(
+            "-- unmark_send\nUPDATE runs SET next_send_at = statement_timestamp() \
+                + ($1::bigint + $2::bigint) * interval '1 microsecond' \
+             WHERE run_id = $3::uuid AND status = 'QUEUED' AND next_send_at = $4::timestamptz RETURNING run_id",
+        )
+        .bind(self.offset())
+        .bind(micros(resend_after))
+        .bind(due.run_id.0)
+        .bind(Some(due.next_send_at));
+        self.row::<Row>("unmark_send", sql).await.map(drop)
+    }
+
+    /// Runs that have waited in the queue for longer than `ttl`, oldest first, after the one that
+    /// `after` names.
     ///
     /// # Errors
     /// [`Error`]
     pub async fn due_expiries(
         &self,
         ttl: Duration,
+        after: Option<(DateTime<Utc>, RunId)>,
         limit: i64,
-    ) -> Result<Vec<(RunId, TenantId, TraceId, Guard)>, Error> {
+    ) -> Result<Vec<DueExpiry>, Error> {
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = SqlUuid)]
@@ -225,36 +279,54 @@ impl Store {
             trace_id: String,
             #[diesel(sql_type = BigInt)]
             version: i64,
+            #[diesel(sql_type = Timestamptz)]
+            created_at: DateTime<Utc>,
         }
         let sql = Sql::new(
-            "-- due_expiries\nSELECT run_id, tenant_id, trace_id, version FROM runs WHERE status = 'QUEUED' \
+            "-- due_expiries\nSELECT run_id, tenant_id, trace_id, version, created_at FROM runs WHERE status = 'QUEUED' \
              AND created_at <= statement_timestamp() + ($1::bigint - $2::bigint) * interval '1 microsecond' \
-             ORDER BY created_at LIMIT $3::bigint",
+             AND ($3::timestamptz IS NULL OR (created_at, run_id) > ($3::timestamptz, $4::uuid)) \
+             ORDER BY created_at, run_id LIMIT $5::bigint",
         )
         .bind(self.offset())
         .bind(micros(ttl))
+        .bind(after.map(|(at, _)| at))
+        .bind(after.map(|(_, run)| run.0))
         .bind(limit);
         let rows: Vec<Row> = self.rows("due_expiries", sql).await?;
         rows.into_iter()
             .map(|row| {
-                let guard = Guard { version: row.version, ..Guard::default() };
-                Ok((RunId(row.run_id), TenantId(row.tenant_id), trace(&row.trace_id, row.run_id)?, guard))
+                Ok(DueExpiry {
+                    trace_id: trace(&row.trace_id, row.run_id)?,
+                    run_id: RunId(row.run_id),
+                    tenant_id: TenantId(row.tenant_id),
+                    created_at: row.created_at,
+                    guard: Guard { version: row.version, ..Guard::default() },
+                })
             })
             .collect()
     }
 
-    /// Ended runs past their retention whose objects and inputs are still kept.
+    /// Ended runs past their retention whose objects and inputs are still kept, oldest first, after
+    /// the one that `after` names.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn due_purges(&self, limit: i64) -> Result<Vec<DuePurge>, Error> {
+    pub async fn due_purges(
+        &self,
+        after: Option<(DateTime<Utc>, RunId)>,
+        limit: i64,
+    ) -> Result<Vec<DuePurge>, Error> {
         let sql = Sql::new(
-            "-- due_purges\nSELECT run_id, tenant_id, pack_type, trace_id FROM runs \
+            "-- due_purges\nSELECT run_id, tenant_id, pack_type, trace_id, retention_until AS at FROM runs \
              WHERE retention_until IS NOT NULL AND purged_at IS NULL \
              AND retention_until <= statement_timestamp() + $1::bigint * interval '1 microsecond' \
-             ORDER BY retention_until LIMIT $2::bigint",
+             AND ($2::timestamptz IS NULL OR (retention_until, run_id) > ($2::timestamptz, $3::uuid)) \
+             ORDER BY retention_until, run_id LIMIT $4::bigint",
         )
         .bind(self.offset())
+        .bind(after.map(|(at, _)| at))
+        .bind(after.map(|(_, run)| run.0))
         .bind(limit);
         let rows: Vec<SendRow> = self.rows("due_purges", sql).await?;
         rows.into_iter()
@@ -263,6 +335,7 @@ impl Store {
                     trace_id: trace(&row.trace_id, row.run_id)?,
                     run_id: RunId(row.run_id),
                     tenant_id: TenantId(row.tenant_id),
+                    retention_until: row.at,
                 })
             })
             .collect()

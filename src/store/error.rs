@@ -45,7 +45,8 @@ impl From<DieselError> for Error {
 }
 
 fn passes(kind: &DatabaseErrorKind, message: &str) -> bool {
-    const PASSING: [&str; 13] = [
+    const PASSING: [&str; 14] = [
+        "deadlock detected",
         "connection closed",
         "terminating connection",
         "error communicating with the server",
@@ -60,6 +61,11 @@ fn passes(kind: &DatabaseErrorKind, message: &str) -> bool {
         "connection reset",
         "unexpected eof",
     ];
-    matches!(kind, DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::SerializationFailure)
-        || PASSING.iter().any(|text| message.to_lowercase().contains(text))
+    matches!(
+        kind,
+        DatabaseErrorKind::ClosedConnection
+            | DatabaseErrorKind::SerializationFailure
+            // A standby that was a primary: its connections are closed, and the next finds another.
+            | DatabaseErrorKind::ReadOnlyTransaction
+    ) || PASSING.iter().any(|text| message.to_lowercase().contains(text))
 }

@@ -38,6 +38,9 @@ pub struct KeyRecord {
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
+// Statements name their columns, never `*`: a column that a migration adds would change the form of those
+// that are prepared already.
+
 #[derive(QueryableByName)]
 struct KeyRow {
     #[diesel(sql_type = SqlUuid)]
@@ -119,7 +122,7 @@ impl Store {
         let sql = Sql::new(
             "-- create_key\nINSERT INTO api_keys (key_id, tenant_id, label, key_sha256, created_at) \
              VALUES ($1::uuid, $2::uuid, $3::text, $4::bytea, \
-                statement_timestamp() + $5::bigint * interval '1 microsecond') RETURNING *",
+                statement_timestamp() + $5::bigint * interval '1 microsecond') RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
         )
         .bind(KeyId::new().0)
         .bind(tenant_id.0)
@@ -136,7 +139,7 @@ impl Store {
     /// [`Error`]
     pub async fn keys(&self, tenant_id: TenantId) -> Result<Vec<KeyRecord>, Error> {
         let sql = Sql::new(
-            "-- keys\nSELECT * FROM api_keys WHERE tenant_id = $1::uuid ORDER BY created_at, key_id",
+            "-- keys\nSELECT key_id, tenant_id, label, created_at, expires_at, revoked_at FROM api_keys WHERE tenant_id = $1::uuid ORDER BY created_at, key_id",
         )
         .bind(tenant_id.0);
         let rows: Vec<KeyRow> = self.rows("keys", sql).await?;
@@ -162,7 +165,7 @@ impl Store {
                 FROM now WHERE key_id = $3::uuid AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now.at) \
                 RETURNING tenant_id, label \
              ) INSERT INTO api_keys (key_id, tenant_id, label, key_sha256, created_at) \
-             SELECT $4::uuid, old.tenant_id, old.label, $5::bytea, now.at FROM old, now RETURNING *",
+             SELECT $4::uuid, old.tenant_id, old.label, $5::bytea, now.at FROM old, now RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
         )
         .bind(self.offset())
         .bind(micros(grace))
@@ -180,7 +183,7 @@ impl Store {
         let sql = Sql::new(
             "-- revoke_key\nUPDATE api_keys SET revoked_at = coalesce(revoked_at, \
                 statement_timestamp() + $1::bigint * interval '1 microsecond') \
-             WHERE key_id = $2::uuid RETURNING *",
+             WHERE key_id = $2::uuid RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
         )
         .bind(self.offset())
         .bind(key_id.0);

@@ -40,7 +40,7 @@ use self::sql::Sql;
 pub use self::{
     audit::{Finding, RunCharge},
     books::{Balance, Deposit, LockedBooks, OpenHold},
-    due::{DueClaim, DueLease, DuePurge, DueSend},
+    due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
     keys::KeyRecord,
     migrate::{SchemaState, migrate, schema_listing, schema_state},
@@ -52,6 +52,10 @@ pub use self::{
 const CONNECTION_WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// How long a new connection may take to open.
 const CONNECT_MAX: Duration = Duration::from_millis(1_500);
+/// How old a connection may get: an address may have come to mean another server.
+const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// How long bytes may stay unacknowledged before a connection counts as cut.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(10);
 /// How long one statement may take before its outcome counts as unknown. The server stops it a
 /// little earlier.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
@@ -88,6 +92,13 @@ impl Store {
             .create_timeout(Some(CONNECT_MAX))
             .recycle_timeout(Some(CONNECT_MAX))
             .runtime(deadpool::Runtime::Tokio1)
+            .pre_recycle(deadpool::managed::Hook::sync_fn(|_, metrics| {
+                if metrics.created.elapsed() < CONNECTION_AGE_MAX {
+                    Ok(())
+                } else {
+                    Err(deadpool::managed::HookError::message("old"))
+                }
+            }))
             .build()
             .context("cannot build the database pool")?;
         Ok(Self { pool, clock_offset_micros: Arc::default() })
@@ -196,7 +207,11 @@ async fn connect(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
     // With rustls every TLS connection is verified in full, which these modes only ask for by name.
     let url =
         url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
-    let config: tokio_postgres::Config = url.parse().map_err(|error| bad(&error))?;
+    let mut config: tokio_postgres::Config = url.parse().map_err(|error| bad(&error))?;
+    config
+        .keepalives_idle(UNACKNOWLEDGED_MAX)
+        .tcp_user_timeout(UNACKNOWLEDGED_MAX)
+        .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
     let mut connection = if config.get_ssl_mode() == tokio_postgres::config::SslMode::Disable {
         let (client, driver) = config.connect(tokio_postgres::NoTls).await.map_err(|error| bad(&error))?;
         AsyncPgConnection::try_from_client_and_connection(client, driver).await?

@@ -169,6 +169,25 @@ impl Store {
         Ok(rows.into_iter().map(TenantRecord::from).collect())
     }
 
+    /// A tenant drawn by lot, if there are more than `many`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn some_tenant(&self, many: i64) -> Result<Option<TenantId>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            tenant_id: Uuid,
+        }
+        let sql = Sql::new(
+            "-- some_tenant\nSELECT tenant_id FROM tenants, (SELECT count(*) AS n FROM tenants) AS all_of_them \
+             WHERE all_of_them.n > $1::bigint ORDER BY tenant_id \
+             OFFSET floor(random() * (SELECT count(*) FROM tenants)) LIMIT 1",
+        )
+        .bind(many);
+        Ok(self.row::<Row>("some_tenant", sql).await?.map(|row| TenantId(row.tenant_id)))
+    }
+
     /// Suspends or resumes a tenant; `false` for no such tenant.
     ///
     /// # Errors

@@ -76,10 +76,17 @@ async fn once(cx: &Ctx, leases: &Leases) {
     }
     let began = Instant::now();
     // The queue must not delay the database: a lease that is not renewed in time is lost.
-    let (renewed, hidden) =
-        tokio::join!(cx.store.beat(&mine, cx.pace.lease), cx.queue.hide(&receipts, cx.pace.lease));
-    if let Err(error) = hidden {
-        tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "cannot keep messages hidden");
+    let hide = tokio::time::timeout(cx.pace.heartbeat, cx.queue.hide(&receipts, cx.pace.lease));
+    let (renewed, hidden) = tokio::join!(cx.store.beat(&mine, cx.pace.lease), hide);
+    match hidden {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "cannot keep messages hidden"
+            );
+        }
+        Err(_) => tracing::warn!("cannot keep all messages hidden in time; copies are harmless"),
     }
     let renewed = match renewed {
         Ok(renewed) => Some(renewed),

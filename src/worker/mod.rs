@@ -10,7 +10,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::beat::Leases;
-use crate::flow::{Ctx, Error, take};
+use crate::flow::{
+    Ctx, Error,
+    take::{self, Taken},
+};
 
 /// How long one receive waits for a message: SQS's most.
 const POLL_WAIT: Duration = Duration::from_secs(20);
@@ -42,11 +45,7 @@ pub async fn run(cx: Arc<Ctx>, concurrency: usize, soft: CancellationToken, hard
     // Beats for as long as anything is open, which may be beyond `soft`.
     let idle = CancellationToken::new();
     let beat = bench.work.spawn(beat::run(Arc::clone(&bench.cx), bench.leases.clone(), idle.clone()));
-    tokio::select! {
-        // A receive that is cut off here may have hidden messages; they come back by themselves.
-        () = soft.cancelled() => {}
-        () = poll(&bench) => {}
-    }
+    poll(&bench, &soft).await;
     tracing::info!(open_runs = bench.leases.count(), "the worker takes no more runs");
     // All slots are free when all permits can be had.
     let everything = u32::try_from(concurrency).unwrap_or(u32::MAX);
@@ -55,18 +54,17 @@ pub async fn run(cx: Arc<Ctx>, concurrency: usize, soft: CancellationToken, hard
     drop(beat.await);
 }
 
-async fn poll(bench: &Bench) {
+async fn poll(bench: &Bench, soft: &CancellationToken) {
     let mut rest = REST_LEAST;
-    loop {
-        let Ok(permits) = free_slots(&bench.slots).await else { return };
-        match turn(bench, permits, POLL_WAIT).await {
+    while let Some(Ok(permits)) = soft.run_until_cancelled(free_slots(&bench.slots)).await {
+        match turn(bench, permits, POLL_WAIT, soft).await {
             Ok(_) => rest = REST_LEAST,
             Err(error) => {
                 tracing::warn!(
                     error = format!("{:#}", anyhow::Error::from(error)),
                     "cannot take runs; resting"
                 );
-                tokio::time::sleep(rest).await;
+                soft.run_until_cancelled(tokio::time::sleep(rest)).await;
                 rest = (rest * 2).min(REST_MOST);
             }
         }
@@ -74,15 +72,27 @@ async fn poll(bench: &Bench) {
 }
 
 /// Receives once, and puts what comes to work. Returns how many runs were taken.
-async fn turn(bench: &Bench, permits: Vec<OwnedSemaphorePermit>, wait: Duration) -> Result<usize, Error> {
+///
+/// Only the receive is cut off by `soft`, which may leave messages hidden that come back by themselves.
+/// Once runs are leased they are put to work, whatever else is asked for.
+async fn turn(
+    bench: &Bench,
+    permits: Vec<OwnedSemaphorePermit>,
+    wait: Duration,
+    soft: &CancellationToken,
+) -> Result<usize, Error> {
     let cx = &bench.cx;
-    let messages = cx.queue.receive(permits.len(), cx.pace.lease, wait).await?;
+    let receive = cx.queue.receive(permits.len(), cx.pace.lease, wait);
+    let messages = match soft.run_until_cancelled(receive).await {
+        Some(messages) => messages?,
+        None => return Ok(0),
+    };
     if messages.is_empty() {
         return Ok(0);
     }
-    let taken = take::take(cx, messages).await?;
-    let count = taken.len();
-    for ((run, receipt), permit) in taken.into_iter().zip(permits) {
+    let Taken { leased, rest } = take::take(cx, messages).await?;
+    let count = leased.len();
+    for ((run, receipt), permit) in leased.into_iter().zip(permits) {
         let lost = bench.leases.enter(&run, receipt.clone(), cx.pace.lease);
         let slot = slot::run(Arc::clone(cx), run, receipt, bench.leases.clone(), lost, bench.hard.clone());
         bench.work.spawn(async move {
@@ -90,6 +100,7 @@ async fn turn(bench: &Bench, permits: Vec<OwnedSemaphorePermit>, wait: Duration)
             drop(permit);
         });
     }
+    take::dismiss(cx, rest).await;
     Ok(count)
 }
 
@@ -101,7 +112,7 @@ async fn turn(bench: &Bench, permits: Vec<OwnedSemaphorePermit>, wait: Duration)
 pub async fn once(cx: Arc<Ctx>, wait: Duration) -> Result<usize, Error> {
     let bench = Bench::new(cx, RECEIVE_MAX, CancellationToken::new());
     let permits = free_slots(&bench.slots).await.unwrap_or_default();
-    let taken = turn(&bench, permits, wait).await;
+    let taken = turn(&bench, permits, wait, &CancellationToken::new()).await;
     bench.work.close();
     bench.work.wait().await;
     taken

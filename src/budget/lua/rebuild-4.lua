@@ -5,13 +5,13 @@
   ARGV[1] epoch       ARGV[2] the server's run id as the caller's connection knows it
   ARGV[3] available micros
   ARGV[4..] four for each open hold: run id, micros, key fingerprint, payload hash
-  Reply   {"set"} | {"older"}
+  Reply   {"set"} | {"older", epoch that is there}
   Again   A second call sets the same. A call with an epoch below the one that is there (it was
           delayed, and a younger rebuild came before it) changes nothing and replies "older".
 ]]
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
 if epoch and tonumber(epoch) > tonumber(ARGV[1]) then
-  return {'older'}
+  return {'older', epoch}
 end
 local time = redis.call('TIME')
 local now_ms = time[1] .. string.sub(string.format('%06d', time[2]), 1, 3)

@@ -13,4 +13,4 @@ UPDATE runs AS run
 SET next_send_at = now.at + least(greatest(now.at - run.created_at, $3::bigint * interval '1 microsecond'), interval '1 hour')
 FROM due, (SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at) AS now
 WHERE run.run_id = due.run_id AND run.status = 'QUEUED'
-RETURNING run.run_id, run.tenant_id, run.pack_type, run.trace_id
+RETURNING run.run_id, run.tenant_id, run.pack_type, run.trace_id, run.next_send_at AS at
