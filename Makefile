@@ -20,12 +20,13 @@ test: ## What CI runs: checks, then every test. One test: make test ARGS=name
 
 # The order is by cost: what fails fast comes first. Clippy and rustdoc share the dependencies'
 # metadata. `--lib --bins --tests` is every target there is; `--all-targets` would check the library
-# a second time, as a unit-test build that this crate does not have.
+# a second time, as a unit-test build that this crate does not have. The documentation is for whoever
+# works on the code, so it shows private items and may link to them.
 check: ## Format, lints of both builds, documentation, and the dependencies' rules.
 	cargo fmt --check
 	cargo clippy --locked --lib --bins --tests -- -D warnings
 	cargo clippy --locked --no-default-features --lib --bins -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc --locked --no-deps --lib --document-private-items
 	@if command -v cargo-deny >/dev/null; then $(MAKE) --no-print-directory deny; \
 	else echo 'cargo-deny is not installed: `make deny` installs it and checks the dependencies'; fi
 

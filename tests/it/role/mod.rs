@@ -107,8 +107,12 @@ async fn dev_starts_from_nothing_keeps_its_state_and_leaves_nothing_behind() {
     assert_eq!(paid_run(&lines).await["available_usd"], "99.9880");
 
     // A second one on the same state says so and stops.
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_dpp")).args(["dev", "--data-dir"]).arg(&directory).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_dpp"))
+        .args(["dev", "--data-dir"])
+        .arg(&directory)
+        .env_clear()
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("another `dpp dev` is running"), "{output:?}");
 
