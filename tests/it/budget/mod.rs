@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dpp::{
-    budget::{Budget, Hold, Reserve},
+    budget::{Budget, Hold, Rebuilt, Reserve},
     domain::{
         id::{RunId, TenantId, TraceId},
         idempotency::PayloadHash,
@@ -142,9 +142,15 @@ fn the_scripts_do_what_the_model_does() {
                                 payload: PayloadHash([hold.payload; 32]),
                             })
                             .collect();
-                        budget.rebuild(tenant, epoch, usd(available), &holds).await.unwrap();
-                        if model.known.is_none_or(|(known, _)| epoch >= known) {
-                            model.known = Some((epoch, available));
+                        let real = budget.rebuild(tenant, epoch, usd(available), &holds).await.unwrap();
+                        match model.known {
+                            Some((known, _)) if known > epoch => {
+                                prop_assert_eq!(real, Rebuilt::Older { epoch: known });
+                            }
+                            _ => {
+                                prop_assert_eq!(real, Rebuilt::Set);
+                                model.known = Some((epoch, available));
+                            }
                         }
                     }
                     Step::Flush => {

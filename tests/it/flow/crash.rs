@@ -45,12 +45,19 @@ async fn whatever_dies_the_books_balance_and_every_run_ends() {
                 app.work().await;
                 app.move_clock(TimeDelta::days(91));
             }
+            CrashPoint::DepositAfterCommit => {
+                app.cx.crash.arm(point, Death::Flow);
+                let amount = "1".parse().unwrap();
+                assert!(dpp::flow::deposit::deposit(&app.cx, tenant.id, amount, "more").await.is_err());
+            }
             CrashPoint::RebuildAfterRaise | CrashPoint::RebuildAfterSet => {
                 let _: String = app.place.redis(&["FLUSHDB"]).await;
             }
             _ => {}
         }
-        app.cx.crash.arm(point, Death::Flow);
+        if point != CrashPoint::DepositAfterCommit {
+            app.cx.crash.arm(point, Death::Flow);
+        }
         live(&app, &tenant).await;
         assert!(app.cx.crash.fired(), "{point:?} lies on no way");
 
