@@ -8,7 +8,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::Settings,
-    domain::{id::KeyId, money::UsdMicros},
+    domain::{
+        id::{KeyId, RunId},
+        money::UsdMicros,
+    },
     role::{
         self,
         admin::{self, Output},
@@ -57,6 +60,9 @@ enum Command {
     /// Budgets.
     #[command(subcommand)]
     Budget(Budget),
+    /// Runs that wait for a person.
+    #[command(subcommand)]
+    Run(Run),
     /// Proves the money: ledger against runs, Redis and, where asked, S3. Exit 0 balanced, 1 not, 2
     /// could not look.
     Audit {
@@ -232,6 +238,27 @@ enum Budget {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Run {
+    /// Ends a run that waits in AUDIT_REQUIRED: charges some of its hold, or none.
+    #[command(group = clap::ArgGroup::new("verdict").required(true))]
+    Resolve {
+        /// The run.
+        run_id: RunId,
+        /// Charges this much of the hold, in US dollars, and releases the rest.
+        #[arg(long, value_name = "USD", group = "verdict")]
+        charge: Option<UsdMicros>,
+        /// Releases the whole hold.
+        #[arg(long, group = "verdict")]
+        release: bool,
+        /// Why; the buyer sees it as the run's error.
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        form: Form,
+    },
+}
+
 impl Cli {
     /// Does what was asked; the exit code is 0, 1 (failed), or 2 (could not look).
     pub async fn run(self) -> u8 {
@@ -286,6 +313,10 @@ impl Command {
             }
             Self::Budget(Budget::Deposit { tenant, amount, reference, form }) => {
                 admin::deposit(settings, form.into(), &tenant, amount, &reference).await
+            }
+            Self::Run(Run::Resolve { run_id, charge, release: _, reason, form }) => {
+                let charge = charge.unwrap_or(UsdMicros::ZERO);
+                admin::resolve_run(settings, form.into(), run_id, charge, &reason).await
             }
             Self::Audit { receipts, form } => admin::audit(settings, form.into(), receipts).await,
             Self::Schema => admin::print_schema(settings).await,

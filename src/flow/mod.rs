@@ -15,6 +15,7 @@ pub mod read;
 pub mod rebuild;
 pub mod reconcile;
 pub mod resend;
+pub mod resolve;
 pub mod retain;
 pub mod submit;
 pub mod sweep;

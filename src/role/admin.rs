@@ -12,10 +12,10 @@ use crate::{
     config::Settings,
     domain::{
         api_key::ApiKey,
-        id::{KeyId, TenantId},
+        id::{KeyId, RunId, TenantId},
         money::UsdMicros,
     },
-    flow::{self, Ctx},
+    flow::{self, Ctx, resolve::Resolved},
     store::{self, Deposit, SchemaState, Store, TenantRecord},
 };
 
@@ -23,6 +23,7 @@ const PAGE_ROWS: i64 = 500;
 const NAME_CHARS_MAX: usize = 200;
 const LABEL_CHARS_MAX: usize = 200;
 const REFERENCE_CHARS_MAX: usize = 255;
+const REASON_CHARS_MAX: usize = 500;
 
 /// Where a command's answer goes, and in which form.
 #[derive(Clone, Copy, Debug)]
@@ -395,6 +396,47 @@ async fn post(
             UsdMicros::MAX
         ),
     }
+}
+
+/// `dpp run resolve`
+///
+/// # Errors
+/// When there is no such run, it does not wait for a person, or the charge is above its hold.
+pub async fn resolve_run(
+    settings: &Settings,
+    output: Output,
+    run_id: RunId,
+    charge: UsdMicros,
+    reason: &str,
+) -> anyhow::Result<bool> {
+    if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
+        bail!("--reason is 1 to {REASON_CHARS_MAX} characters; the buyer sees it");
+    }
+    if !charge.is_whole_grain() {
+        bail!("--charge has at most 4 decimals");
+    }
+    let cx = context(settings).await?;
+    let run = match flow::resolve::resolve(&cx, run_id, charge, reason).await? {
+        Resolved::Ended(run) => run,
+        Resolved::Absent => bail!("there is no run {run_id}"),
+        Resolved::NotWaiting(run) => bail!(
+            "run {run_id} does not wait for a person: it is {} and its money {}",
+            run.state.status(),
+            run.state.money_state()
+        ),
+        Resolved::AboveHold { reserved } => bail!("--charge is above the run's hold of {reserved}"),
+    };
+    let document = json!({
+        "run_id": run.run_id,
+        "tenant_id": run.tenant_id,
+        "status": run.state.status(),
+        "money_state": run.state.money_state(),
+        "actual_cost_usd": run.state.charge(),
+    });
+    output.show(&document, || {
+        format!("run {run_id} is {}, its money {}\n", run.state.status(), run.state.money_state())
+    })?;
+    Ok(true)
 }
 
 /// `dpp audit`: `Ok(true)` balanced, `Ok(false)` not.

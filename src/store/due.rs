@@ -157,7 +157,7 @@ impl Store {
                         version: run.version,
                         lease_token: Some(lease.token),
                         lease_expires_at: Some(lease.expires_at),
-                        finalize_token: None,
+                        ..Guard::default()
                     },
                 });
             }

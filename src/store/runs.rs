@@ -73,6 +73,8 @@ pub struct Guard {
     pub lease_token: Option<LeaseToken>,
     /// Its claim, where it had one.
     pub finalize_token: Option<FinalizeToken>,
+    /// Whether a person is to decide; such a run is ended by nobody else.
+    pub awaits_audit: bool,
     /// The lease's expiry; named by whoever says that it has passed.
     pub lease_expires_at: Option<DateTime<Utc>>,
 }
@@ -355,6 +357,7 @@ impl Store {
             .bind(self.offset())
             .bind(run_id.0)
             .bind(guard.version)
+            .bind(if guard.awaits_audit { "AUDIT_REQUIRED" } else { "RESERVED" })
             .bind(guard.lease_token.map(|token| token.0))
             .bind(guard.stage())
             .bind(guard.finalize_token.map(|token| token.0))

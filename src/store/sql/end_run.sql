@@ -14,11 +14,11 @@ WITH lock AS MATERIALIZED (
         finalize_stage = NULL, lease_token = NULL, lease_expires_at = NULL, version = version + 1
     FROM lock, (SELECT statement_timestamp() + $6::bigint * interval '1 microsecond' AS at) AS now
     WHERE run.run_id = $7::uuid AND run.tenant_id = $1::uuid AND run.version = $8::bigint
-        AND run.status IN ('QUEUED', 'PROCESSING') AND run.money_state = 'RESERVED'
-        AND run.lease_token IS NOT DISTINCT FROM $9::uuid
-        AND run.finalize_stage IS NOT DISTINCT FROM $10::text
-        AND ($11::uuid IS NULL OR run.finalize_token = $11::uuid)
-        AND ($12::timestamptz IS NULL OR run.lease_expires_at = $12::timestamptz)
+        AND run.status IN ('QUEUED', 'PROCESSING') AND run.money_state = $9::text
+        AND run.lease_token IS NOT DISTINCT FROM $10::uuid
+        AND run.finalize_stage IS NOT DISTINCT FROM $11::text
+        AND ($12::uuid IS NULL OR run.finalize_token = $12::uuid)
+        AND ($13::timestamptz IS NULL OR run.lease_expires_at = $13::timestamptz)
     RETURNING run.run_id, run.tenant_id, run.reserved_usd_micros, run.actual_cost_usd_micros, run.completed_at
 ), charge AS (
     INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros, run_id, created_at)

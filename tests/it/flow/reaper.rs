@@ -199,8 +199,29 @@ async fn a_receipt_against_the_books_waits_for_a_person_with_its_hold() {
     assert_eq!(budget["held_usd"], "1.0000");
     let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
     assert_eq!(audit.differences[0].kind, "audit_required");
-    // No pass touches it again.
+    // No pass touches it again, until a person decides.
     app.move_clock(TimeDelta::days(2));
+    app.reap().await;
+    assert_eq!(app.run(&tenant, run_id).await["money_state"], "AUDIT_REQUIRED");
+    let id = run_id.to_string();
+    let resolve = async |words: &[&str]| {
+        crate::harness::process::dpp(&app.place, &[&["run", "resolve", &id, "--json"], words].concat()).await
+    };
+    assert_eq!(resolve(&["--reason", "x"]).await.0, 2, "neither --charge nor --release");
+    assert_eq!(resolve(&["--reason", "x", "--charge", "1", "--release"]).await.0, 2, "both");
+    let (code, _, err) = resolve(&["--reason", "x", "--charge", "1.0001"]).await;
+    assert!(code == 1 && err.contains("1.0000"), "{code} {err}");
+    let (code, out, err) = resolve(&["--reason", "The object was forged.", "--charge", "0.25"]).await;
+    assert_eq!(code, 0, "{err}");
+    let document: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&document["status"], &document["money_state"]), (&json!("FAILED"), &json!("SETTLED")));
+    let run = app.run(&tenant, run_id).await;
+    assert_eq!(
+        (&run["actual_cost_usd"], &run["error"]["detail"]),
+        (&json!("0.2500"), &json!("The object was forged."))
+    );
+    let (code, _, err) = resolve(&["--reason", "again", "--release"]).await;
+    assert!(code == 1 && err.contains("SETTLED"), "{code} {err}");
     app.finish().await;
 }
 
