@@ -103,6 +103,11 @@ mod armed {
             point.is_some()
         }
 
+        /// No point is armed any more.
+        pub fn disarm(&self) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+
         /// Whether no point is armed (any more).
         pub fn fired(&self) -> bool {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()

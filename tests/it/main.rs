@@ -10,4 +10,5 @@ mod flow;
 mod harness;
 mod pack;
 mod role;
+mod simulation;
 mod tidy;

@@ -1,0 +1,1 @@
+//! Sequences that once broke a promise, each with a sentence on how.
