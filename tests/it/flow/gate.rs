@@ -15,7 +15,11 @@ use dpp::{
 };
 use futures::future::join_all;
 
-use crate::harness::{TestApp, decision, services::shared};
+use crate::harness::{
+    TestApp, decision,
+    services::{Place, shared},
+    until,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gate_that_was_flushed_between_submits_is_rebuilt_from_the_ledger() {
@@ -113,6 +117,52 @@ async fn a_gate_that_comes_back_from_an_old_snapshot_admits_nothing_until_it_is_
     redis.child.stop().await;
 }
 
+/// Found in review: a server that was demoted, missed a hold, and was promoted again is the same process,
+/// with an old budget. The history of its data gives it away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gate_that_failed_over_and_back_admits_nothing_until_it_is_rebuilt() {
+    let mut place = shared().place().await;
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = Redis::start(here.path(), None, None).await.unwrap();
+    let second = Redis::start(there.path(), None, None).await.unwrap();
+    place.redis_url = first.url(0);
+    place.environment.insert("REDIS_URL".to_owned(), first.url(0));
+    let mut standby = place.clone();
+    standby.redis_url = second.url(0);
+    let app = TestApp::on(place.clone(), &[]);
+    let tenant = app.tenant("1").await;
+    let in_step = async |of: &Place, with: u16| {
+        let _: String = of.redis(&["REPLICAOF", "127.0.0.1", &with.to_string()]).await;
+        until("the replica is in step", async || {
+            of.redis::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
+        })
+        .await;
+    };
+    for place in [&place, &standby] {
+        let _: String = place.redis(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await;
+    }
+    in_step(&standby, first.port()).await;
+    let _: String = standby.redis(&["REPLICAOF", "NO", "ONE"]).await;
+
+    app.submit(&tenant, "the-only-dollar", "1").await;
+    in_step(&place, second.port()).await;
+    let _: String = place.redis(&["REPLICAOF", "NO", "ONE"]).await;
+    let available: String =
+        place.redis(&["HGET", &format!("dpp:{{{}}}:budget", tenant.id), "available"]).await;
+    assert_eq!(available, "1000000", "the hold is forgotten");
+    // Longer than a connection trusts what it knows of its server.
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+
+    let mut answer = app.post(&tenant, "again", &decision("1")).await;
+    while answer.status == 503 {
+        answer = app.post(&tenant, "again", &decision("1")).await;
+    }
+    assert_eq!((answer.status, answer.slug()), (422, "budget-exceeded"), "{answer:?}");
+    app.finish().await;
+    first.child.stop().await;
+    second.child.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scripts_that_redis_forgot_are_loaded_again() {
     let app = TestApp::start().await;
@@ -204,7 +254,7 @@ async fn a_lock_that_is_abandoned_is_let_go_at_once() {
     }
     let held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted \
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    crate::harness::until("nobody holds the lock", async || app.place.sql(held).await.is_empty()).await;
+    until("nobody holds the lock", async || app.place.sql(held).await.is_empty()).await;
     app.submit(&tenant, "a", "1").await;
     app.finish().await;
 }

@@ -319,35 +319,67 @@ async fn a_figure_of_the_gate_that_is_off_by_one_micro_is_found_and_mended() {
     app.finish().await;
 }
 
-/// Found in review: two submits of one key, an epoch that ends, and a run that has ended and settled by
-/// the time the slower one asks the gate again under the run's own id.
+/// Found in review: of two submits of one key, the slower is lent the faster one's run id; its epoch ends;
+/// by the time that it asks the gate again, the run has ended and settled. Under the run's own id it would
+/// be held, and then charged, a second time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_has_ended_is_never_held_a_second_time() {
     let app = TestApp::start().await;
     let tenant = app.tenant("10").await;
-    let new = new_run(&app, &tenant).await;
-    let fingerprint = new.idempotency_key.fingerprint();
-    let held =
-        app.cx.budget.reserve(tenant.id, new.run_id, new.reserved, &fingerprint, new.payload).await.unwrap();
-    assert!(matches!(held, dpp::budget::Reserve::Unknown | dpp::budget::Reserve::Held { .. }));
-
-    // Many submits of one key while epochs end under them and a worker is quick.
     let body = crate::harness::decision("1");
-    for round in 0..5 {
-        let key = format!("k{round}");
-        let submits = futures::future::join_all((0..8).map(|_| app.post(&tenant, &key, &body)));
-        let disturb = async {
-            for _ in 0..3 {
-                dpp::flow::rebuild::rebuild(&app.cx, tenant.id).await.unwrap();
-                app.work().await;
-            }
-        };
-        let (answers, ()) = tokio::join!(submits, disturb);
-        let runs: std::collections::HashSet<_> =
-            answers.iter().filter(|answer| answer.status == 202).map(|answer| answer.run_id()).collect();
-        assert!(runs.len() <= 1, "{answers:?}");
-        assert!(answers.iter().all(|answer| answer.status == 202 || answer.status == 503), "{answers:?}");
-    }
+    let payload = dpp::domain::idempotency::PayloadHash::of(&body);
+    let fingerprint = dpp::domain::idempotency::key_fingerprint("same");
+    let waiting = async |statement: &str| {
+        let waits = format!(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%{statement}%' \
+             AND datname = current_database()"
+        );
+        crate::harness::until(statement, async || !app.place.sql(&waits).await.is_empty()).await;
+    };
+
+    // The faster one is through the gate; the slower one is lent its id, and waits for a rebuild.
+    let mut rebuild = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+    rebuild.raise_epoch().await.unwrap();
+    let run_id = dpp::domain::id::RunId::new();
+    let amount = "1".parse().unwrap();
+    let held = app.cx.budget.reserve(tenant.id, run_id, amount, &fingerprint, payload).await.unwrap();
+    assert!(matches!(held, dpp::budget::Reserve::Held { .. }));
+    let slower = app.post(&tenant, "same", &body);
+    let meanwhile = async {
+        waiting("submit_run").await;
+        let store = app.cx.store.clone();
+        let next = tokio::spawn(async move { store.lock_books(tenant.id).await });
+        waiting("lock_books").await;
+        rebuild.commit().await.unwrap();
+        let lock = next.await.unwrap().unwrap().unwrap();
+        // The slower one was not admitted and is about to rebuild. The faster one's run comes and goes.
+        app.place
+            .sql(&format!(
+                "INSERT INTO runs (run_id, tenant_id, key_id, pack_type, idempotency_key, payload_sha256, metadata,
+                    trace_id, reserved_usd_micros, minimum_fee_usd_micros, actual_cost_usd_micros, timebox_secs,
+                    status, money_state, reason_code, reason_detail, created_at, next_send_at, completed_at,
+                    retention_until)
+                 SELECT '{run_id}', tenant_id, key_id, 'decision', 'same', '\\x{payload}', '{{}}', '{trace}', 1000000,
+                    20000, 250000, 10, 'FAILED', 'SETTLED', 'x', 'x', now(), now(), now(), now() + interval '1 day'
+                 FROM api_keys WHERE tenant_id = '{tenant}';
+                 INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros,
+                    run_id, created_at)
+                 VALUES ('{tenant}', 'hold', 'available', 'held', 1000000, '{run_id}', now()),
+                    ('{tenant}', 'charge', 'held', 'revenue', 250000, '{run_id}', now()),
+                    ('{tenant}', 'release', 'held', 'available', 750000, '{run_id}', now())",
+                payload = payload.to_hex(),
+                trace = dpp::domain::id::TraceId::new(),
+                tenant = tenant.id,
+            ))
+            .await;
+        drop(lock);
+    };
+
+    let (answer, ()) = tokio::join!(slower, meanwhile);
+
+    assert_eq!((answer.status, &answer.body["status"]), (202, &json!("FAILED")), "{answer:?}");
+    assert_eq!(answer.run_id(), run_id);
+    assert!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.is_empty(), "held a second time");
     app.finish().await;
 }
 
