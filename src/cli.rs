@@ -120,7 +120,7 @@ enum Tenant {
         #[arg(long, default_value = "starter")]
         plan: String,
         /// Its first deposit, in US dollars.
-        #[arg(long, value_name = "USD")]
+        #[arg(long, value_name = "USD", allow_negative_numbers = true)]
         deposit: Option<UsdMicros>,
         #[command(flatten)]
         form: Form,
@@ -175,8 +175,8 @@ enum Key {
     },
     /// Makes a successor; the old key works a while longer.
     Rotate {
-        /// The old key's id.
-        key_id: KeyId,
+        /// The old key's id, not the key.
+        key_id: String,
         /// How long the old key still works, in seconds.
         #[arg(long, default_value_t = 86_400)]
         grace_sec: u32,
@@ -185,8 +185,8 @@ enum Key {
     },
     /// Ends a key, everywhere within seconds.
     Revoke {
-        /// The key's id.
-        key_id: KeyId,
+        /// The key's id, not the key.
+        key_id: String,
         #[command(flatten)]
         form: Form,
     },
@@ -228,7 +228,7 @@ enum Budget {
         #[arg(long)]
         tenant: String,
         /// US dollars, with at most 4 decimals.
-        #[arg(long, value_name = "USD")]
+        #[arg(long, value_name = "USD", allow_negative_numbers = true)]
         amount: UsdMicros,
         /// Your name for this deposit, such as a payment's id.
         #[arg(long, value_name = "REF")]
@@ -246,7 +246,7 @@ enum Run {
         /// The run.
         run_id: RunId,
         /// Charges this much of the hold, in US dollars, and releases the rest.
-        #[arg(long, value_name = "USD", group = "verdict")]
+        #[arg(long, value_name = "USD", group = "verdict", allow_negative_numbers = true)]
         charge: Option<UsdMicros>,
         /// Releases the whole hold.
         #[arg(long, group = "verdict")]
@@ -271,7 +271,7 @@ impl Cli {
             Ok(false) => 1,
             Err(error) => {
                 admin::eprint_line(&format!("dpp: {error:#}"));
-                could_not
+                if error.is::<admin::WrongUsage>() { 2 } else { could_not }
             }
         }
     }
@@ -354,9 +354,23 @@ impl Key {
             }
             Self::List { tenant, form } => admin::list_keys(settings, form.into(), &tenant).await,
             Self::Rotate { key_id, grace_sec, form } => {
-                admin::rotate_key(settings, form.into(), key_id, Duration::from_secs(grace_sec.into())).await
+                admin::rotate_key(
+                    settings,
+                    form.into(),
+                    read_key_id(&key_id)?,
+                    Duration::from_secs(grace_sec.into()),
+                )
+                .await
             }
-            Self::Revoke { key_id, form } => admin::revoke_key(settings, form.into(), key_id).await,
+            Self::Revoke { key_id, form } => {
+                admin::revoke_key(settings, form.into(), read_key_id(&key_id)?).await
+            }
         }
     }
+}
+
+/// Read here and not by clap, which would repeat what it was given: perhaps the secret.
+fn read_key_id(text: &str) -> anyhow::Result<KeyId> {
+    let wrong = "KEY_ID is the id of a key, a UUID, and not the key itself; `dpp key list` has the ids";
+    text.parse().ok().ok_or_else(|| admin::WrongUsage(wrong.to_owned()).into())
 }

@@ -67,7 +67,10 @@ pub fn app(request: &HttpRequest) -> Result<Data<App>, Problem> {
 pub fn idempotency_key(request: &HttpRequest) -> Result<IdempotencyKey, Problem> {
     let mut values = request.headers().get_all("Idempotency-Key");
     let Some(value) = values.next() else {
-        return Err(Problem::new(Kind::KeyRequired, "Send a header Idempotency-Key."));
+        return Err(Problem::new(
+            Kind::KeyRequired,
+            "Send a header Idempotency-Key with a value of your own for each new run, such as a UUID.",
+        ));
     };
     let bad = |detail: String| Problem::new(Kind::KeyInvalid, detail);
     if values.next().is_some() {
@@ -93,6 +96,9 @@ pub fn json_object(request: &HttpRequest, body: &web::Bytes) -> Result<Map<Strin
     let bad = |detail: String| {
         Problem::fields(Kind::InvalidRequest, vec![FieldError { pointer: String::new(), detail }])
     };
+    if body.is_empty() {
+        return Err(bad("the body is empty: send a JSON object".to_owned()));
+    }
     match json::parse(body) {
         Ok(Value::Object(members)) => Ok(members),
         Ok(_) => Err(bad("send a JSON object".to_owned())),

@@ -139,9 +139,10 @@ impl Problem {
         };
         metrics::counter!("dpp_submits_total", "outcome" => "refused").increment(1);
         match refusal {
-            Refusal::KeyReused => {
-                Self::new(Kind::KeyReused, "This Idempotency-Key belongs to a submit with another payload.")
-            }
+            Refusal::KeyReused => Self::new(
+                Kind::KeyReused,
+                "This Idempotency-Key belongs to a submit with another payload; use a new key for a new run.",
+            ),
             Refusal::RunExpired => Self::new(
                 Kind::RunExpired,
                 "This Idempotency-Key belongs to a run that is past its retention; use a new key for a new run.",
@@ -182,16 +183,18 @@ impl Problem {
             PlanRefusal::MaxCostExceedsPlan { limit } => field(
                 Kind::MaxCostExceedsPlan,
                 "/max_cost_usd",
-                format!("the most that this plan allows is {limit}"),
+                format!("the most that this plan allows is ${limit}"),
             ),
             PlanRefusal::MaxCostTooLow { least } => field(
                 Kind::MaxCostTooLow,
                 "/max_cost_usd",
-                format!("the least that this run can cost is {least}"),
+                format!("the least that this run can cost is ${least}"),
             ),
-            PlanRefusal::TimeboxOutOfRange { secs_max } => {
-                field(Kind::InvalidRequest, "/timebox_sec", format!("a whole number from 1 to {secs_max}"))
-            }
+            PlanRefusal::TimeboxOutOfRange { secs_max } => field(
+                Kind::InvalidRequest,
+                "/timebox_sec",
+                format!("must be a whole number from 1 to {secs_max}"),
+            ),
         }
     }
 
@@ -222,7 +225,7 @@ impl Problem {
             status if status.is_client_error() => Kind::InvalidRequest,
             _ => Kind::Internal,
         };
-        Self::new(kind, format!("{}.", kind.title()))
+        Self::new(kind, format!("{}. {}", kind.title(), kind.advice()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every path, in one screen.
 
-use actix_web::web::{ServiceConfig, get, post, resource};
+use actix_web::web::{ServiceConfig, get, head, post, resource};
 
 use super::{catalogue, pages, runs};
 
@@ -14,14 +14,14 @@ pub(super) fn api(config: &mut ServiceConfig) {
         .service(resource("/v1/packs/{pack_type}").route(get().to(catalogue::pack)))
         .service(resource("/v1/budget").route(get().to(catalogue::budget)))
         .service(resource("/errors/{slug}").route(get().to(pages::error)))
-        .service(resource("/health").route(get().to(pages::health)))
-        .service(resource("/readyz").route(get().to(pages::readyz)));
+        .service(resource("/health").route(get().to(pages::health)).route(head().to(pages::health)))
+        .service(resource("/readyz").route(get().to(pages::readyz)).route(head().to(pages::readyz)));
 }
 
 /// Those of a process's own port.
 pub(super) fn ops(config: &mut ServiceConfig) {
     config
         .service(resource("/metrics").route(get().to(pages::metrics)))
-        .service(resource("/health").route(get().to(pages::health)))
-        .service(resource("/readyz").route(get().to(pages::readyz)));
+        .service(resource("/health").route(get().to(pages::health)).route(head().to(pages::health)))
+        .service(resource("/readyz").route(get().to(pages::readyz)).route(head().to(pages::readyz)));
 }

@@ -184,7 +184,7 @@ fn order(
     let pack_type = match members.remove("pack_type") {
         Some(Value::String(text)) if (1..=PACK_TYPE_CHARS_MAX).contains(&text.len()) => text,
         Some(_) => {
-            wrong("/pack_type", "the name of a pack, such as \"decision\"");
+            wrong("/pack_type", "must be the name of a pack, such as \"decision\"");
             String::new()
         }
         None => {
@@ -195,7 +195,7 @@ fn order(
     let inputs = match members.remove("inputs") {
         Some(inputs @ Value::Object(_)) => inputs,
         Some(_) => {
-            wrong("/inputs", "an object");
+            wrong("/inputs", "must be an object");
             Value::Null
         }
         None => {
@@ -209,7 +209,10 @@ fn order(
         Some(value) => match value.as_i64() {
             Some(secs) if secs > 0 => Some(secs),
             _ => {
-                wrong("/timebox_sec", "a whole number of seconds, at least 1");
+                wrong(
+                    "/timebox_sec",
+                    "must be a whole number of seconds, at least 1; leave it out for the plan's default",
+                );
                 None
             }
         },
@@ -261,11 +264,12 @@ fn amount(value: Option<&Value>) -> Result<UsdMicros, Problem> {
 }
 
 fn judge_metadata(value: &Value) -> Result<(), &'static str> {
-    const RIGHT: &str = "an object of at most 50 strings: names of up to 64 characters, values of up to 512";
+    const RIGHT: &str =
+        "must be an object of at most 50 strings, with names of 1 to 64 characters and values of up to 512";
     let Value::Object(entries) = value else { return Err(RIGHT) };
     let sound = entries.len() <= METADATA_ENTRIES_MAX
         && entries.iter().all(|(name, value)| {
-            name.chars().count() <= METADATA_KEY_CHARS_MAX
+            (1..=METADATA_KEY_CHARS_MAX).contains(&name.chars().count())
                 && value.as_str().is_some_and(|text| text.chars().count() <= METADATA_VALUE_CHARS_MAX)
         });
     if sound { Ok(()) } else { Err(RIGHT) }

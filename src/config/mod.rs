@@ -108,7 +108,8 @@ impl Settings {
         }
         values.insert("DPP_ENV", env.to_owned());
         refuse_unknown(environment, &mut wrong);
-        for setting in SETTINGS {
+        // The wrong environment has been named above.
+        for setting in SETTINGS.iter().filter(|setting| setting.name != "DPP_ENV") {
             let value = values.get(setting.name).map_or("", String::as_str);
             if !value.is_empty()
                 && let Err(right) = setting.kind.judge(value)
@@ -163,6 +164,20 @@ impl Settings {
                 SETTINGS.iter().find(|setting| setting.name == name).map_or("", |setting| setting.help);
             Error(vec![format!("{name} is not set: {help}")])
         })
+    }
+
+    /// Every setting without which no role can work, and is not set.
+    ///
+    /// # Errors
+    /// [`Error`] with all of them.
+    pub fn complete(&self) -> Result<(), Error> {
+        let names = ["DATABASE_URL", "REDIS_URL", "SQS_QUEUE_URL", "S3_RESULT_BUCKET"];
+        let missing: Vec<_> = names
+            .into_iter()
+            .filter_map(|name| self.required(name).err())
+            .flat_map(|error| error.0)
+            .collect();
+        if missing.is_empty() { Ok(()) } else { Err(Error(missing)) }
     }
 
     // The getters below parse what `resolve` has judged, so their fallbacks are never taken.

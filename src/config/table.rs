@@ -23,6 +23,8 @@ pub(super) enum Kind {
     /// Seconds or minutes, with fractions, above zero.
     Interval,
     Address,
+    /// What to log: a level, or `target=level` and levels with commas between.
+    LogFilter,
     OneOf(&'static [&'static str]),
     Ports,
 }
@@ -61,7 +63,7 @@ pub(super) const SETTINGS: &[Setting] = settings! {
     "DPP_OPS_ADDR", Kind::Address, "an address and port, such as 127.0.0.1:9464";
     "CORS_ALLOWED_ORIGINS", Kind::Text, "comma-separated origins";
     "RESULT_URL_TTL_SEC", Kind::Interval, "seconds";
-    "LOG_LEVEL", Kind::Text, "error, warn, info, debug or trace";
+    "LOG_LEVEL", Kind::LogFilter, "error, warn, info, debug or trace";
     "DPP_JSON_LOGS", Kind::Flag, "true or false";
     "SHUTDOWN_GRACE_SEC", Kind::Interval, "seconds";
     "WORKER_CONCURRENCY", Kind::Count(1, 1_000), "runs at once";
@@ -123,6 +125,14 @@ impl Kind {
             Self::Address => (
                 value.parse::<std::net::SocketAddr>().is_ok(),
                 "write an address and port, such as 127.0.0.1:9464".to_owned(),
+            ),
+            Self::LogFilter => (
+                value.split(',').all(|part| {
+                    let level = part.rsplit('=').next().unwrap_or_default().trim().to_lowercase();
+                    ["off", "error", "warn", "info", "debug", "trace"].contains(&level.as_str())
+                }),
+                "write error, warn, info, debug or trace, or a filter such as info,dpp::flow=debug"
+                    .to_owned(),
             ),
             Self::OneOf(names) => (names.contains(&value), format!("write {}", names.join(" or "))),
             Self::Ports => (

@@ -21,10 +21,10 @@ pub struct UsdMicros(i64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAmount {
     /// Not of the form `12`, `12.5` or `12.3456`.
-    #[error("write an amount in US dollars with at most 4 decimals, such as \"5.00\"")]
+    #[error("must be US dollars with at most 4 decimals, such as \"5.00\"")]
     Malformed,
     /// Below zero, or above [`UsdMicros::MAX`].
-    #[error("an amount is from 0 to 1000000000.0000 US dollars")]
+    #[error("must be from 0 to 1000000000.0000 US dollars")]
     OutOfRange,
 }
 

@@ -8,7 +8,7 @@ use super::{
     price::{RESERVATION_MAX, RESERVATION_MIN},
 };
 
-/// A plan's limits.
+/// A plan's limits. Written as JSON, one without limit is `null`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The plan's name.
@@ -16,16 +16,19 @@ pub struct Plan {
     /// The packs that it may buy; `None` allows all.
     pub allowed_packs: Option<Vec<String>>,
     /// The most that one run may reserve; zero leaves the platform's $10,000.
-    #[serde(rename = "run_cost_max_usd")]
+    #[serde(rename = "run_cost_max_usd", serialize_with = "amount_or_null")]
     pub run_cost_max: UsdMicros,
     /// Submits a minute; zero is unlimited.
+    #[serde(serialize_with = "count_or_null")]
     pub runs_per_minute: i32,
     /// Reads a minute; zero is unlimited.
+    #[serde(serialize_with = "count_or_null")]
     pub polls_per_minute: i32,
     /// Runs open at once; zero is unlimited.
+    #[serde(serialize_with = "count_or_null")]
     pub concurrent_runs_max: i32,
     /// The most that a UTC month may cost; zero is unlimited.
-    #[serde(rename = "monthly_spend_max_usd")]
+    #[serde(rename = "monthly_spend_max_usd", serialize_with = "amount_or_null")]
     pub monthly_spend_max: UsdMicros,
     /// The longest timebox that a run may ask for.
     pub timebox_secs_max: i32,
@@ -106,4 +109,12 @@ impl Plan {
             _ => Err(PlanRefusal::TimeboxOutOfRange { secs_max: self.timebox_secs_max }),
         }
     }
+}
+
+fn count_or_null<S: serde::Serializer>(count: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(*count).filter(|count| *count != 0).serialize(serializer)
+}
+
+fn amount_or_null<S: serde::Serializer>(amount: &UsdMicros, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(*amount).filter(|amount| !amount.is_zero()).serialize(serializer)
 }

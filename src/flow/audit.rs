@@ -124,7 +124,9 @@ async fn gate_once(cx: &Ctx, tenant_id: TenantId) -> Result<Vec<Finding>, Error>
         }
     }
     for (run_id, hold) in &seen.holds {
-        if !open.iter().any(|(open, _)| open == run_id) {
+        // A younger one belongs to a submit under way, or to one that died and is about to be swept.
+        let under_way = hold.age < cx.pace.reservation_grace;
+        if !under_way && !open.iter().any(|(open, _)| open == run_id) {
             findings.push(finding(
                 "gate_hold",
                 Some(*run_id),

@@ -1,6 +1,6 @@
 //! Read: a run, for its owner.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 
 use super::{Ctx, Error};
 use crate::domain::{
@@ -52,6 +52,6 @@ pub async fn link(cx: &Ctx, run: &Run) -> Result<Option<Link>, Error> {
         clippy::disallowed_methods,
         reason = "the signature is made, and so ends, by this machine's clock"
     )]
-    let expires_at = Utc::now() + TimeDelta::from_std(ttl).unwrap_or(TimeDelta::zero());
+    let expires_at = (Utc::now() + TimeDelta::from_std(ttl).unwrap_or(TimeDelta::zero())).trunc_subsecs(6);
     Ok(Some(Link { url: cx.results.presign(&result.key, ttl).await?, expires_at }))
 }

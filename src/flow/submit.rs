@@ -149,7 +149,9 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
             Submitted::NotAdmitted => {
                 let tenant = cx.store.find_tenant(caller.tenant_id).await?;
                 if tenant.is_none_or(|tenant| tenant.status != "ACTIVE") {
-                    // The reservation stays for the sweep: another submit of this key may hold it.
+                    // Another submit of this key may share the reservation, so it is not simply let go: a
+                    // rebuild drops it and forbids that other's insert in one.
+                    rebuild::rebuild(cx, caller.tenant_id).await?;
                     return Err(Refusal::Suspended.into());
                 }
                 rebuild::if_stale(cx, caller.tenant_id).await?;

@@ -12,7 +12,7 @@ use aws_config::SdkConfig;
 use aws_sdk_sqs::{
     Client,
     config::{retry::RetryConfig, timeout::TimeoutConfig},
-    error::{DisplayErrorContext, ProvideErrorMetadata},
+    error::ProvideErrorMetadata,
     types::{
         ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, QueueAttributeName,
         SendMessageBatchRequestEntry,
@@ -20,7 +20,7 @@ use aws_sdk_sqs::{
 };
 
 use self::combine::{Combine, Turn};
-use crate::wire::message::RunMessage;
+use crate::{telemetry, wire::message::RunMessage};
 
 /// How long one attempt of a call may take.
 const ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
@@ -66,7 +66,7 @@ fn failed<E>(error: E) -> Error
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    Error::Unavailable(anyhow!("{}", DisplayErrorContext(error)))
+    Error::Unavailable(anyhow!("{}", telemetry::aws_error(&error, error.code(), error.message())))
 }
 
 impl Queue {
@@ -120,7 +120,7 @@ impl Queue {
         }
         match call.send().await {
             Ok(output) => by_id(bodies.len(), output.failed()),
-            Err(error) => refuse_all(bodies.len(), &anyhow!("{}", DisplayErrorContext(error))),
+            Err(error) => refuse_all(bodies.len(), &anyhow::Error::from(failed(error))),
         }
     }
 
@@ -194,7 +194,7 @@ impl Queue {
         }
         match call.send().await {
             Ok(output) => by_id(receipts.len(), output.failed()),
-            Err(error) => refuse_all(receipts.len(), &anyhow!("{}", DisplayErrorContext(error))),
+            Err(error) => refuse_all(receipts.len(), &anyhow::Error::from(failed(error))),
         }
     }
 
@@ -236,14 +236,20 @@ impl Queue {
     /// # Errors
     /// [`Error`]
     pub async fn ping(&self) -> Result<(), Error> {
-        self.client
-            .get_queue_attributes()
-            .queue_url(&self.url)
-            .attribute_names(QueueAttributeName::QueueArn)
-            .send()
-            .await
-            .map(drop)
-            .map_err(failed)
+        self.answers(&self.url).await
+    }
+
+    /// Whether the dead-letter queue answers; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn ping_dlq(&self) -> Option<Result<(), Error>> {
+        Some(self.answers(self.dlq_url.as_deref()?).await)
+    }
+
+    async fn answers(&self, url: &str) -> Result<(), Error> {
+        let ask = self.client.get_queue_attributes().queue_url(url);
+        ask.attribute_names(QueueAttributeName::QueueArn).send().await.map(drop).map_err(failed)
     }
 }
 

@@ -11,18 +11,21 @@ use aws_config::SdkConfig;
 use aws_sdk_s3::{
     Client,
     config::{retry::RetryConfig, timeout::TimeoutConfig},
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    error::{ProvideErrorMetadata, SdkError},
     presigning::PresigningConfig,
     primitives::ByteStream,
     types::{Delete, ObjectIdentifier},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 
-use crate::domain::{
-    id::{LeaseToken, RunId, TenantId},
-    receipt::Receipt,
-    reconcile::Sight,
-    run::Claimed,
+use crate::{
+    domain::{
+        id::{LeaseToken, RunId, TenantId},
+        receipt::Receipt,
+        reconcile::Sight,
+        run::Claimed,
+    },
+    telemetry,
 };
 
 const CONNECT_MAX: Duration = Duration::from_secs(2);
@@ -67,7 +70,16 @@ where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     R: std::fmt::Debug + Send + Sync + 'static,
 {
-    Error::Unavailable(anyhow!("{}", DisplayErrorContext(error)))
+    Error::Unavailable(anyhow!("{}", said(&error)))
+}
+
+/// What S3 said, for people.
+fn said<E, R>(error: &SdkError<E, R>) -> String
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    R: std::fmt::Debug + Send + Sync + 'static,
+{
+    telemetry::aws_error(error, error.code(), error.message())
 }
 
 impl Results {
@@ -141,7 +153,7 @@ impl Results {
                 }
             }
             Err(error) => {
-                tracing::warn!(key, error = %DisplayErrorContext(error), "cannot look for a result");
+                tracing::warn!(key, error = said(&error), "cannot look for a result");
                 Sight::Unknown
             }
         }

@@ -25,6 +25,17 @@ const LABEL_CHARS_MAX: usize = 200;
 const REFERENCE_CHARS_MAX: usize = 255;
 const REASON_CHARS_MAX: usize = 500;
 
+/// The command was asked for something that cannot be: wrong usage, which exits with 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUsage(pub String);
+
+macro_rules! wrong_usage {
+    ($($text:tt)*) => {
+        return Err(WrongUsage(format!($($text)*)).into())
+    };
+}
+
 /// Where a command's answer goes, and in which form.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
@@ -127,7 +138,7 @@ pub async fn create_tenant(
     deposit: Option<UsdMicros>,
 ) -> anyhow::Result<bool> {
     if name.trim().is_empty() || name.chars().count() > NAME_CHARS_MAX {
-        bail!("--name is 1 to {NAME_CHARS_MAX} characters");
+        wrong_usage!("--name is 1 to {NAME_CHARS_MAX} characters");
     }
     let store = store(settings)?;
     let tenant = store.create_tenant(name, plan).await.map_err(|error| {
@@ -145,7 +156,8 @@ pub async fn create_tenant(
         })?;
     }
     output.show(&json!(tenant), || {
-        format!("tenant {} ({}) on plan {}\n", tenant.tenant_id, tenant.name, tenant.plan)
+        let deposited = deposit.map(|amount| format!(", with ${amount}")).unwrap_or_default();
+        format!("tenant {} ({}) on plan {}{deposited}\n", tenant.tenant_id, tenant.name, tenant.plan)
     })?;
     Ok(true)
 }
@@ -203,7 +215,7 @@ pub async fn create_key(
     label: &str,
 ) -> anyhow::Result<bool> {
     if label.chars().count() > LABEL_CHARS_MAX {
-        bail!("--label is at most {LABEL_CHARS_MAX} characters");
+        wrong_usage!("--label is at most {LABEL_CHARS_MAX} characters");
     }
     let store = store(settings)?;
     let tenant = tenant(&store, wanted).await?;
@@ -378,18 +390,18 @@ async fn post(
     reference: &str,
 ) -> anyhow::Result<Deposit> {
     if amount.is_zero() {
-        bail!("--amount must be above 0");
+        wrong_usage!("--amount must be above 0");
     }
     let visible = reference.chars().all(|char| !char.is_control());
     if reference.is_empty() || reference.chars().count() > REFERENCE_CHARS_MAX || !visible {
-        bail!("--reference is 1 to {REFERENCE_CHARS_MAX} characters without control characters");
+        wrong_usage!("--reference is 1 to {REFERENCE_CHARS_MAX} characters without control characters");
     }
     let cx = context(settings).await?;
     let outcome = flow::deposit::deposit(&cx, tenant_id, amount, reference).await?;
     match outcome.with_context(|| format!("there is no tenant {tenant_id}"))? {
         outcome @ (Deposit::Posted | Deposit::Already) => Ok(outcome),
         Deposit::ReferenceReused { amount: before } => {
-            bail!("reference {reference:?} was used for a deposit of {before} before; nothing changed")
+            bail!("reference {reference:?} was used for a deposit of ${before} before; nothing changed")
         }
         Deposit::AboveMaximum { deposited } => bail!(
             "{deposited} is deposited, and a tenant's deposits may not pass {}; nothing changed",
@@ -410,10 +422,10 @@ pub async fn resolve_run(
     reason: &str,
 ) -> anyhow::Result<bool> {
     if reason.trim().is_empty() || reason.chars().count() > REASON_CHARS_MAX {
-        bail!("--reason is 1 to {REASON_CHARS_MAX} characters; the buyer sees it");
+        wrong_usage!("--reason is 1 to {REASON_CHARS_MAX} characters; the buyer sees it");
     }
     if !charge.is_whole_grain() {
-        bail!("--charge has at most 4 decimals");
+        wrong_usage!("--charge has at most 4 decimals");
     }
     let cx = context(settings).await?;
     let run = match flow::resolve::resolve(&cx, run_id, charge, reason).await? {
@@ -481,10 +493,13 @@ pub async fn doctor(loaded: Result<Settings, crate::config::Error>, output: Outp
     let mut checks: Vec<(&str, Result<String, String>)> = Vec::new();
     match loaded {
         Err(error) => checks.push(("settings", Err(error.to_string()))),
-        Ok(settings) => {
-            checks.push(("settings", Ok(format!("environment {}", settings.environment()))));
-            examine(&settings, &mut checks).await;
-        }
+        Ok(settings) => match settings.complete() {
+            Err(error) => checks.push(("settings", Err(error.to_string()))),
+            Ok(()) => {
+                checks.push(("settings", Ok(format!("environment {}", settings.environment()))));
+                examine(&settings, &mut checks).await;
+            }
+        },
     }
     let well = checks.iter().all(|(_, outcome)| outcome.is_ok());
     let document: Vec<_> = checks
@@ -534,22 +549,23 @@ async fn examine(settings: &Settings, checks: &mut Vec<(&'static str, Result<Str
             };
             let redis = cx.budget.ping().await.map_err(anyhow::Error::from);
             checks.push(("redis", word(redis, "check REDIS_URL and REDIS_PASSWORD, and that Redis runs")));
-            let evicts = cx.budget.evicts().await;
-            checks.push((
-                "redis eviction",
-                match evicts {
-                    Ok(None) => Ok("noeviction".to_owned()),
-                    Ok(Some(policy)) => Err(format!(
-                        "maxmemory-policy is {policy}: Redis would throw holds away; set it to noeviction"
-                    )),
-                    Err(_) => Ok("cannot be read here; see that maxmemory-policy is noeviction".to_owned()),
-                },
-            ));
+            if let Ok(Some(policy)) = cx.budget.evicts().await {
+                let wrong = format!(
+                    "maxmemory-policy is {policy}: Redis would throw holds away; set it to noeviction"
+                );
+                checks.push(("redis eviction", Err(wrong)));
+            }
             let queue = cx.queue.ping().await.map_err(anyhow::Error::from);
             checks.push((
                 "sqs",
                 word(queue, "check SQS_QUEUE_URL, SQS_ENDPOINT_URL, AWS_REGION and the AWS credentials"),
             ));
+            if let Some(dlq) = cx.queue.ping_dlq().await {
+                checks.push((
+                    "sqs dead-letter queue",
+                    word(dlq.map_err(anyhow::Error::from), "check SQS_DLQ_URL"),
+                ));
+            }
             let results = cx.results.ping().await.map_err(anyhow::Error::from);
             checks.push((
                 "s3",

@@ -37,6 +37,8 @@ use futures::FutureExt as _;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use self::sql::Sql;
+use crate::telemetry;
+
 pub use self::{
     audit::{Finding, RunCharge},
     books::{Balance, Deposit, LockedBooks, OpenHold},
@@ -203,7 +205,7 @@ where
 
 /// Opens a connection, with TLS where the URL's `sslmode` asks for it or the server offers it.
 async fn connect(url: String) -> diesel::ConnectionResult<AsyncPgConnection> {
-    let bad = |error: &dyn std::fmt::Display| diesel::ConnectionError::BadConnection(error.to_string());
+    let bad = |error: &dyn std::error::Error| diesel::ConnectionError::BadConnection(telemetry::chain(error));
     // With rustls every TLS connection is verified in full, which these modes only ask for by name.
     let url =
         url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");

@@ -29,3 +29,25 @@ pub fn init(filter: &str, json: bool) -> anyhow::Result<()> {
     }
     .context("logging has begun already")
 }
+
+/// What an AWS service said, or why it could not be asked, on one line for people.
+pub fn aws_error(error: &dyn std::error::Error, code: Option<&str>, message: Option<&str>) -> String {
+    match code {
+        Some(code) => format!("{code}: {}", message.unwrap_or("no further word")),
+        None => chain(error),
+    }
+}
+
+/// An error and its causes on one line, without repeating what a cause says again.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -234,8 +234,16 @@ async fn admin_commands_do_what_they_say() {
     assert_eq!(document(&["tenant", "resume", id, "--json"]).await["status"], "ACTIVE");
     assert_eq!(document(&["audit", "--receipts", "--json"]).await["balanced"], true);
     assert_eq!(document(&["doctor", "--json"]).await["ok"], true);
-    let (code, _, err) = dpp(place, &["tenant", "create"]).await;
-    assert!(code == 2 && err.contains("--name"), "{code} {err}");
+    let wrong_usage: [(&[&str], &str); 4] = [
+        (&["tenant", "create"], "--name"),
+        (&["budget", "deposit", "--tenant", id, "--amount", "0", "--reference", "r"], "above 0"),
+        (&["budget", "deposit", "--tenant", id, "--amount", "-5", "--reference", "r"], "US dollars"),
+        (&["key", "revoke", secret], "dpp key list"),
+    ];
+    for (words, part) in wrong_usage {
+        let (code, _, err) = dpp(place, words).await;
+        assert!(code == 2 && err.contains(part) && !err.contains(secret), "{words:?}: {code} {err}");
+    }
     app.finish().await;
 }
 
@@ -266,14 +274,28 @@ async fn the_auditor_could_not_look_is_2_and_a_wrong_setting_is_named() {
     assert!(code == 1 && out.contains("DATABASE_URL"), "{code} {out}");
 
     let mut wrong = app.place.clone();
+    wrong
+        .process_environment
+        .insert("SQS_DLQ_URL".to_owned(), "http://127.0.0.1:9/000000000000/none".to_owned());
+    let (code, out, _) = dpp(&wrong, &["doctor"]).await;
+    assert!(code == 1 && out.contains("SQS_DLQ_URL") && !out.contains("ServiceError"), "{code} {out}");
+    let mut empty = app.place.clone();
+    empty.process_environment = [("DPP_ENV".to_owned(), "dev".to_owned())].into();
+    let (code, out, _) = dpp(&empty, &["doctor"]).await;
+    assert_eq!(code, 1);
+    for name in ["DATABASE_URL", "REDIS_URL", "SQS_QUEUE_URL", "S3_RESULT_BUCKET"] {
+        assert_eq!(out.matches(name).count(), 1, "{name} once in {out}");
+    }
+    wrong.process_environment.insert("LOG_LEVEL".to_owned(), "loud".to_owned());
     wrong.process_environment.insert("LEASE_SEC".to_owned(), "soon".to_owned());
     wrong.process_environment.insert("DPP_PROT".to_owned(), "1".to_owned());
     let (code, _, err) = dpp(&wrong, &["work"]).await;
     assert_eq!(code, 1);
-    for part in ["LEASE_SEC is \"soon\"", "DPP_PROT is no setting", "DPP_PORT"] {
+    for part in ["LEASE_SEC is \"soon\"", "LOG_LEVEL is \"loud\"", "DPP_PROT is no setting", "DPP_PORT"] {
         assert!(err.contains(part), "{part} in {err}");
     }
     wrong.process_environment.remove("DPP_PROT");
+    wrong.process_environment.remove("LOG_LEVEL");
     wrong.process_environment.insert("LEASE_SEC".to_owned(), "3".to_owned());
     wrong.process_environment.insert("DPP_ENV".to_owned(), "production".to_owned());
     let (code, _, err) = dpp(&wrong, &["work"]).await;

@@ -173,6 +173,8 @@ async fn a_suspended_tenant_buys_nothing_and_its_waiting_runs_wait() {
         answer.status == 403 && answer.slug() == "tenant-suspended"
     })
     .await;
+    // A refusal leaves nothing at the gate.
+    assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
     app.work().await;
     assert_eq!(app.run(&tenant, run_id).await["status"], "QUEUED");
 
