@@ -136,7 +136,6 @@ CREATE TABLE runs (
         ELSE completed_at IS NOT NULL AND retention_until IS NOT NULL AND actual_cost_usd_micros IS NOT NULL
             AND money_state = CASE WHEN actual_cost_usd_micros > 0 THEN 'SETTLED' ELSE 'REFUNDED' END END)
 );
-CREATE INDEX runs_tenant_id_created_at_idx ON runs (tenant_id, created_at DESC, run_id DESC);
 -- One for each scan that the reaper repeats; each holds open work only, so it stays small.
 CREATE INDEX runs_open_idx ON runs (tenant_id) WHERE status IN ('QUEUED', 'PROCESSING');
 CREATE INDEX runs_queued_idx ON runs (next_send_at) WHERE status = 'QUEUED';

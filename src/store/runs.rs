@@ -1,4 +1,8 @@
 //! Runs: made, taken, renewed, claimed, ended. Every change is a compare-and-set.
+//!
+//! Statements that look runs up by `run_id` hold their other conditions with `IS NOT DISTINCT FROM`, which
+//! no index serves: on a table without statistics (a new deployment's) the planner would else find the
+//! scan of a partial index, or of all of a tenant's runs, as cheap as the primary key.
 
 use std::time::Duration;
 
@@ -175,7 +179,7 @@ impl Store {
         const TEXT: &str = concat!(
             "-- find_owned\nSELECT ",
             run_columns!(),
-            " FROM runs AS run WHERE run.tenant_id = $1::uuid AND run.run_id = $2::uuid"
+            " FROM runs AS run WHERE run.tenant_id IS NOT DISTINCT FROM $1::uuid AND run.run_id = $2::uuid"
         );
         self.run("find_owned", Sql::new(TEXT).bind(tenant_id.0).bind(run_id.0)).await
     }
@@ -262,7 +266,8 @@ impl Store {
     pub async fn still_waiting(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error> {
         let sql = Sql::new(
             "-- still_waiting\nSELECT run.run_id FROM runs AS run JOIN tenants AS tenant USING (tenant_id) \
-             WHERE run.run_id = ANY($1::uuid[]) AND run.status = 'QUEUED' AND tenant.status = 'ACTIVE'",
+             WHERE run.run_id = ANY($1::uuid[]) AND run.status IS NOT DISTINCT FROM 'QUEUED' \
+             AND tenant.status = 'ACTIVE'",
         )
         .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());
         let rows: Vec<IdRow> = self.rows("still_waiting", sql).await?;
@@ -431,7 +436,8 @@ impl Store {
         }
         let sql = Sql::new(
             "-- ended\nSELECT run_id, trace_id, actual_cost_usd_micros FROM runs \
-             WHERE tenant_id = $1::uuid AND run_id = ANY($2::uuid[]) AND actual_cost_usd_micros IS NOT NULL",
+             WHERE tenant_id IS NOT DISTINCT FROM $1::uuid AND run_id = ANY($2::uuid[]) \
+                AND actual_cost_usd_micros IS NOT NULL",
         )
         .bind(tenant_id.0)
         .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());

@@ -13,8 +13,8 @@ WITH lock AS MATERIALIZED (
             WHERE assigned.tenant_id = run.tenant_id AND assigned.ended_at IS NULL), interval '1 day'),
         finalize_stage = NULL, lease_token = NULL, lease_expires_at = NULL, version = version + 1
     FROM lock, (SELECT statement_timestamp() + $6::bigint * interval '1 microsecond' AS at) AS now
-    WHERE run.run_id = $7::uuid AND run.tenant_id = $1::uuid AND run.version = $8::bigint
-        AND run.status IN ('QUEUED', 'PROCESSING') AND run.money_state = $9::text
+    WHERE run.run_id = $7::uuid AND run.tenant_id IS NOT DISTINCT FROM $1::uuid AND run.version = $8::bigint
+        AND run.completed_at IS NULL AND run.money_state = $9::text
         AND run.lease_token IS NOT DISTINCT FROM $10::uuid
         AND run.finalize_stage IS NOT DISTINCT FROM $11::text
         AND ($12::uuid IS NULL OR run.finalize_token = $12::uuid)

@@ -4,7 +4,7 @@ SET status = 'QUEUED', attempts = attempts - $1::integer, version = version + 1,
     next_send_at = statement_timestamp() + $2::bigint * interval '1 microsecond',
     lease_token = NULL, lease_expires_at = NULL, finalize_stage = NULL, finalize_token = NULL, claimed_at = NULL,
     claim_cost_usd_micros = NULL, result_key = NULL, result_sha256 = NULL
-WHERE run_id = $3::uuid AND version = $4::bigint AND status = 'PROCESSING' AND money_state = 'RESERVED'
+WHERE run_id = $3::uuid AND version = $4::bigint AND status IS NOT DISTINCT FROM 'PROCESSING' AND money_state = 'RESERVED'
     AND lease_token IS NOT DISTINCT FROM $5::uuid
     AND finalize_stage IS NOT DISTINCT FROM $6::text
     AND ($7::uuid IS NULL OR finalize_token = $7::uuid)

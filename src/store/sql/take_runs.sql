@@ -3,7 +3,7 @@
 WITH waiting AS MATERIALIZED (
     SELECT run.run_id
     FROM runs AS run JOIN tenants AS tenant USING (tenant_id)
-    WHERE run.run_id = ANY($1::uuid[]) AND run.status = 'QUEUED' AND tenant.status = 'ACTIVE'
+    WHERE run.run_id = ANY($1::uuid[]) AND run.status IS NOT DISTINCT FROM 'QUEUED' AND tenant.status = 'ACTIVE'
     ORDER BY run.run_id
     FOR NO KEY UPDATE OF run SKIP LOCKED
 )
@@ -11,6 +11,6 @@ UPDATE runs AS run
 SET status = 'PROCESSING', version = version + 1, attempts = attempts + 1, lease_token = gen_random_uuid(),
     lease_expires_at = now.at + $2::bigint * interval '1 microsecond', started_at = coalesce(started_at, now.at)
 FROM waiting, (SELECT statement_timestamp() + $3::bigint * interval '1 microsecond' AS at) AS now
-WHERE run.run_id = waiting.run_id AND run.status = 'QUEUED'
+WHERE run.run_id = waiting.run_id AND run.status IS NOT DISTINCT FROM 'QUEUED'
 RETURNING run.run_id, run.tenant_id, run.pack_type, run.inputs, run.reserved_usd_micros, run.minimum_fee_usd_micros,
     run.timebox_secs, run.attempts, run.trace_id, run.version, run.lease_token
