@@ -374,7 +374,6 @@ fn whatever_happens_the_promises_hold() {
     let cases = std::env::var("SIM_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(40);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let seed: u64 = std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
-    println!("SIM_SEED={seed} SIM_CASES={cases}");
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let config = Config { cases, max_shrink_iters: 300, failure_persistence: None, ..Config::default() };
@@ -384,6 +383,6 @@ fn whatever_happens_the_promises_hold() {
         Ok(())
     });
     if let Err(failed) = outcome {
-        panic!("{failed}");
+        panic!("SIM_SEED={seed} SIM_CASES={cases}: {failed}");
     }
 }
