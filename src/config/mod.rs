@@ -7,7 +7,6 @@ mod table;
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -311,15 +310,6 @@ impl Settings {
     pub fn url_pack(&self) -> (bool, Vec<u16>) {
         let ports = self.list("URL_EXTRA_PORTS").iter().filter_map(|port| port.parse().ok()).collect();
         (self.flag("URL_ALLOW_LOOPBACK"), ports)
-    }
-
-    /// All settings, one `NAME=value` a line, secrets masked.
-    pub fn masked(&self) -> String {
-        SETTINGS.iter().fold(String::new(), |mut text, setting| {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{}={}", setting.name, setting.shown(self.text(setting.name)));
-            text
-        })
     }
 }
 

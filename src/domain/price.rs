@@ -68,11 +68,6 @@ impl Meter {
     pub fn used(&self) -> UsdMicros {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The most the run may cost.
-    pub fn cap(&self) -> UsdMicros {
-        self.cap
-    }
 }
 
 /// The least a reservation may be: $0.0050.

@@ -254,7 +254,9 @@ async fn a_lock_that_is_abandoned_is_let_go_at_once() {
     }
     let held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted \
                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    until("nobody holds the lock", async || app.place.sql(held).await.is_empty()).await;
+    // The server itself would end such a transaction after 15 s; that is not what is meant by at once.
+    let let_go = until("nobody holds the lock", async || app.place.sql(held).await.is_empty());
+    tokio::time::timeout(std::time::Duration::from_secs(5), let_go).await.expect("let go at once");
     app.submit(&tenant, "a", "1").await;
     app.finish().await;
 }
