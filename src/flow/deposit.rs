@@ -21,12 +21,11 @@ pub async fn deposit(
     reference: &str,
 ) -> Result<Option<Deposit>, Error> {
     let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(None) };
-    let outcome = books.deposit(amount, reference).await?;
+    let outcome = cx.crash.at(CrashPoint::DepositPost, books.deposit(amount, reference)).await?;
     match outcome {
         Deposit::Posted => {
             books.raise_epoch().await?;
-            books.commit().await?;
-            cx.crash.at(CrashPoint::DepositAfterCommit)?;
+            cx.crash.at(CrashPoint::DepositCommit, books.commit()).await?;
             tracing::info!(%tenant_id, amount_usd_micros = amount.get(), reference, "deposited");
         }
         // Whoever posted it may have died before the gate knew.

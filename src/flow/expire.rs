@@ -41,7 +41,8 @@ pub async fn lease(cx: &Ctx, due: &DueLease) -> Result<Changed, Error> {
 /// Ends one lost attempt. The platform lost it, so the platform pays for trying again.
 pub(super) async fn attempt(cx: &Ctx, run: &LostRun) -> Result<Changed, Error> {
     if run.attempts < cx.pace.attempts_max {
-        return Ok(match cx.store.requeue(run.run_id, run.guard, false).await? {
+        let requeue = cx.store.requeue(run.run_id, run.guard, false);
+        return Ok(match cx.crash.at(CrashPoint::ExpireRequeue, requeue).await? {
             Cas::Won(()) => {
                 tracing::info!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                     attempts = run.attempts, "attempt lost; run back in the queue");
@@ -74,11 +75,8 @@ pub async fn waiting(cx: &Ctx, due: &DueExpiry) -> Result<Changed, Error> {
 }
 
 async fn end(cx: &Ctx, run: &LostRun, ending: Ending, status: &'static str) -> Result<Changed, Error> {
-    let Cas::Won(settled) = cx.store.end(run.run_id, run.tenant_id, run.trace_id, run.guard, ending).await?
-    else {
-        return Ok(Changed::Lost);
-    };
-    cx.crash.at(CrashPoint::ExpireAfterCommit)?;
+    let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, run.guard, ending);
+    let Cas::Won(settled) = cx.crash.at(CrashPoint::ExpireEnd, end).await? else { return Ok(Changed::Lost) };
     finish::settle(cx, &settled, status, "none").await?;
     Ok(Changed::Yes)
 }

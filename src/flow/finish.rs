@@ -48,15 +48,17 @@ pub async fn finish(
     let bytes = envelope(run, pack_version, product, cost, generated_at);
     let sha256 = hex(&Sha256::digest(&bytes));
     let key = result_key(run.tenant_id, run.run_id, run.attempt, run.token);
-    cx.crash.at(CrashPoint::FinishBeforeClaim)?;
-    let claim = patiently(|| cx.store.claim(run, key.clone(), sha256.clone(), cost)).await?;
+    let claim = patiently(|| {
+        cx.crash.at(CrashPoint::FinishClaim, cx.store.claim(run, key.clone(), sha256.clone(), cost))
+    });
+    let claim = claim.await?;
     let Cas::Won(claimed) = claim else { return Ok(lost(run)) };
-    cx.crash.at(CrashPoint::FinishAfterClaim)?;
-    cx.results.put(&claimed, bytes).await?;
-    cx.crash.at(CrashPoint::FinishAfterUpload)?;
+    cx.crash.at(CrashPoint::FinishPut, cx.results.put(&claimed, bytes)).await?;
     let guard = Guard::of_claim(&claimed);
-    let end =
-        patiently(|| cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, Ending::Completed(cost)));
+    let end = patiently(|| {
+        let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, Ending::Completed(cost));
+        cx.crash.at(CrashPoint::FinishEnd, end)
+    });
     let Cas::Won(settled) = end.await? else { return Ok(lost(run)) };
     settle(cx, &settled, "COMPLETED", &run.pack_type).await?;
     Ok(Finish::Ended)
@@ -72,7 +74,8 @@ pub async fn fail(cx: &Ctx, run: &Leased, used: UsdMicros, reason: Reason) -> Re
     let guard = Guard::of_lease(run);
     let end = patiently(|| {
         let ending = Ending::Failed(charge, reason.clone());
-        cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, ending)
+        let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, ending);
+        cx.crash.at(CrashPoint::FailEnd, end)
     });
     let Cas::Won(settled) = end.await? else { return Ok(lost(run)) };
     settle(cx, &settled, "FAILED", &run.pack_type).await?;
@@ -84,7 +87,11 @@ pub async fn fail(cx: &Ctx, run: &Leased, used: UsdMicros, reason: Reason) -> Re
 /// # Errors
 /// [`Error`]; the lease runs out and the run is tried again.
 pub async fn hand_back(cx: &Ctx, run: &Leased) -> Result<Finish, Error> {
-    match patiently(|| cx.store.requeue(run.run_id, Guard::of_lease(run), true)).await? {
+    let requeue = patiently(|| {
+        let requeue = cx.store.requeue(run.run_id, Guard::of_lease(run), true);
+        cx.crash.at(CrashPoint::HandBackRequeue, requeue)
+    });
+    match requeue.await? {
         Cas::Won(()) => {
             tracing::info!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                 "run handed back");
@@ -107,12 +114,10 @@ pub(super) async fn settle(
         .increment(settled.charge().get().unsigned_abs());
     tracing::info!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), tenant_id = %settled.tenant_id(),
         status, charge_usd_micros = settled.charge().get(), "run ended");
-    cx.crash.at(CrashPoint::FinishAfterCommit)?;
-    if let Err(error) = cx.budget.settle(settled).await {
+    if let Err(error) = cx.crash.at(CrashPoint::Settle, cx.budget.settle(settled)).await {
         tracing::warn!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), tenant_id = %settled.tenant_id(),
             error = format!("{:#}", anyhow::Error::from(error)), "the gate does not know yet; the sweep tells it");
     }
-    cx.crash.at(CrashPoint::FinishAfterSettle)?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! `docs/ARCHITECTURE.md`.
 //!
 //! A flow gathers facts, asks `domain` for the verdict and obeys. It may die between any two of its
-//! lines; [`crash`] names those instants, and what is left there is always repairable by
+//! lines; [`crash`] names those effects, and what is left between them is always repairable by
 //! [`expire`], [`reconcile`], [`resend`] or [`sweep`].
 
 pub mod audit;
@@ -17,12 +17,14 @@ pub mod reconcile;
 pub mod resend;
 pub mod resolve;
 pub mod retain;
+pub mod snapshot;
 pub mod submit;
 pub mod sweep;
 pub mod take;
 
 use std::future::Future;
 
+use futures::FutureExt as _;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -71,9 +73,6 @@ pub enum Error {
     /// The flow panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
-    /// A test made the flow die here.
-    #[error(transparent)]
-    Crashed(#[from] crash::Crashed),
 }
 
 impl Error {
@@ -84,7 +83,7 @@ impl Error {
             Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
             Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
             Self::Queue(_) | Self::BudgetBusy | Self::OutcomeUnknown(_) => true,
-            Self::Panicked(_) | Self::Crashed(_) => false,
+            Self::Panicked(_) => false,
         }
     }
 }
@@ -142,10 +141,18 @@ pub struct Detached {
     tasks: TaskTracker,
 }
 
-/// The detached flow panicked.
+/// What was run panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("a flow panicked")]
-pub struct Panicked(#[from] tokio::task::JoinError);
+pub struct Panicked;
+
+/// Runs one round of what must go on whatever becomes of that round.
+///
+/// # Errors
+/// [`Panicked`]
+pub async fn survive<T>(round: impl Future<Output = T>) -> Result<T, Panicked> {
+    std::panic::AssertUnwindSafe(round).catch_unwind().await.ok().ok_or(Panicked)
+}
 
 impl Detached {
     /// Runs flows on `runtime`, counted by `tasks`.
@@ -164,6 +171,6 @@ impl Detached {
         F: Future<Output = T> + Send + 'static,
     {
         let running = self.tasks.spawn_on(flow, &self.runtime);
-        async move { Ok(running.await?) }
+        async move { running.await.ok().ok_or(Panicked) }
     }
 }

@@ -41,8 +41,7 @@ pub(super) async fn under_lock(
     tenant_id: TenantId,
     mut books: LockedBooks,
 ) -> Result<Balance, Error> {
-    let epoch = books.raise_epoch().await?;
-    cx.crash.at(CrashPoint::RebuildAfterRaise)?;
+    let epoch = cx.crash.at(CrashPoint::RebuildRaise, books.raise_epoch()).await?;
     let balance = books.balance().await?;
     let open = books.open_holds().await?;
     let holds: Vec<_> = open
@@ -54,14 +53,14 @@ pub(super) async fn under_lock(
             payload: hold.payload,
         })
         .collect();
-    if let Rebuilt::Older { epoch } = cx.budget.rebuild(tenant_id, epoch, balance.available, &holds).await? {
+    let set = cx.budget.rebuild(tenant_id, epoch, balance.available, &holds);
+    if let Rebuilt::Older { epoch } = cx.crash.at(CrashPoint::RebuildSet, set).await? {
         // Only a database that was set back meets a gate from its own future.
         tracing::error!(%tenant_id, epoch, "Redis holds a younger budget than the database knows; advancing");
         cx.store.advance_epochs(epoch).await?;
         return Err(Error::BudgetBusy);
     }
-    cx.crash.at(CrashPoint::RebuildAfterSet)?;
-    books.commit().await?;
+    cx.crash.at(CrashPoint::RebuildCommit, books.commit()).await?;
     metrics::counter!("dpp_budget_rebuilds_total").increment(1);
     tracing::info!(%tenant_id, epoch, available_usd_micros = balance.available.get(), holds = holds.len(),
         "budget rebuilt from the ledger");

@@ -2,6 +2,7 @@
 
 use super::{
     Changed, Ctx, Error,
+    crash::CrashPoint,
     expire::{self, LostRun},
     finish,
 };
@@ -25,6 +26,7 @@ pub async fn reconcile(cx: &Ctx, due: &DueClaim) -> Result<Changed, Error> {
         Verdict::RollForward { cost } => {
             let end =
                 cx.store.end(run.run_id(), run.tenant_id(), run.trace_id(), guard, Ending::Completed(cost));
+            let end = cx.crash.at(CrashPoint::ReconcileEnd, end);
             let Cas::Won(settled) = end.await? else { return Ok(Changed::Lost) };
             finish::settle(cx, &settled, "COMPLETED", "none").await?;
             Ok(Changed::Yes)
@@ -40,15 +42,18 @@ pub async fn reconcile(cx: &Ctx, due: &DueClaim) -> Result<Changed, Error> {
             };
             expire::attempt(cx, &lost).await
         }
-        Verdict::Audit(reason) => match cx.store.require_audit(run, &reason).await? {
-            Cas::Won(()) => {
-                metrics::counter!("dpp_audit_required_total").increment(1);
-                tracing::error!(severity = "CRITICAL", alert_channel = "money", trace_id = %run.trace_id(),
+        Verdict::Audit(reason) => {
+            let park = cx.store.require_audit(run, &reason);
+            match cx.crash.at(CrashPoint::ReconcilePark, park).await? {
+                Cas::Won(()) => {
+                    metrics::counter!("dpp_audit_required_total").increment(1);
+                    tracing::error!(severity = "CRITICAL", alert_channel = "money", trace_id = %run.trace_id(),
                     run_id = %run.run_id(), tenant_id = %run.tenant_id(), reason, "AUDIT_REQUIRED");
-                Ok(Changed::Yes)
+                    Ok(Changed::Yes)
+                }
+                Cas::Lost => Ok(Changed::Lost),
             }
-            Cas::Lost => Ok(Changed::Lost),
-        },
+        }
         Verdict::NotYet => Ok(Changed::NotYet),
     }
 }

@@ -1,6 +1,6 @@
 //! Resolve: a person ends what no rule could, and the ledger says by whose word.
 
-use super::{Ctx, Error, finish};
+use super::{Ctx, Error, crash::CrashPoint, finish};
 use crate::{
     domain::{
         id::RunId,
@@ -47,7 +47,7 @@ pub async fn resolve(cx: &Ctx, run_id: RunId, charge: UsdMicros, reason: &str) -
     };
     let reason = Reason { code: "resolved_by_operator".to_owned(), detail: reason.to_owned() };
     let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, Ending::Failed(charge, reason));
-    let ended = end.await?;
+    let ended = cx.crash.at(CrashPoint::ResolveEnd, end).await?;
     if let Cas::Won(settled) = &ended {
         finish::settle(cx, settled, "FAILED", &run.pack_type).await?;
     }

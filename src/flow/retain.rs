@@ -9,9 +9,8 @@ use crate::store::DuePurge;
 /// # Errors
 /// [`Error`]; it is purged later.
 pub async fn purge(cx: &Ctx, due: &DuePurge) -> Result<Changed, Error> {
-    cx.results.purge(due.tenant_id, due.run_id).await?;
-    cx.crash.at(CrashPoint::RetainAfterPurge)?;
-    if !cx.store.mark_purged(due.run_id).await? {
+    cx.crash.at(CrashPoint::RetainPurge, cx.results.purge(due.tenant_id, due.run_id)).await?;
+    if !cx.crash.at(CrashPoint::RetainMark, cx.store.mark_purged(due.run_id)).await? {
         return Ok(Changed::Lost);
     }
     tracing::info!(trace_id = %due.trace_id, run_id = %due.run_id, tenant_id = %due.tenant_id, "run purged");

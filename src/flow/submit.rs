@@ -130,8 +130,8 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
         new.run_id = RunId::new();
         let (epoch, run_id) = admit(cx, &new).await?;
         new.run_id = run_id;
-        cx.crash.at(CrashPoint::SubmitAfterGate)?;
-        let submitted = match cx.store.submit(&new, epoch, cx.pace.lease).await {
+        let insert = cx.crash.at(CrashPoint::SubmitInsert, cx.store.submit(&new, epoch, cx.pace.lease));
+        let submitted = match insert.await {
             Err(store::Error::Unavailable(error) | store::Error::Query(error)) => {
                 return resolve(cx, &order, &new, error).await;
             }
@@ -139,10 +139,8 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
         };
         match submitted {
             Submitted::Inserted { created_at } => {
-                cx.crash.at(CrashPoint::SubmitAfterCommit)?;
                 let run = accepted(new, created_at);
                 announce(cx, &run).await;
-                cx.crash.at(CrashPoint::SubmitAfterSend)?;
                 return Ok(Accepted::New(run));
             }
             Submitted::Exists => return existing(cx, &order, &new).await,
@@ -200,9 +198,8 @@ fn judge(cx: &Ctx, caller: &Caller, order: Order) -> Result<NewRun, Refusal> {
 async fn admit(cx: &Ctx, new: &NewRun) -> Result<(i64, RunId), NotAccepted> {
     let fingerprint = new.idempotency_key.fingerprint();
     for _ in 0..ADMISSIONS_MAX {
-        let answer =
-            cx.budget.reserve(new.tenant_id, new.run_id, new.reserved, &fingerprint, new.payload).await?;
-        match answer {
+        let reserve = cx.budget.reserve(new.tenant_id, new.run_id, new.reserved, &fingerprint, new.payload);
+        match cx.crash.at(CrashPoint::SubmitReserve, reserve).await? {
             Reserve::Held { epoch, run_id } => return Ok((epoch, run_id)),
             Reserve::Mismatch => return Err(Refusal::KeyReused.into()),
             // The gate follows the ledger by a moment, or by more if a process died in between, and a
@@ -225,7 +222,8 @@ async fn existing(cx: &Ctx, order: &Order, new: &NewRun) -> Result<Accepted, Not
     let run = cx.store.find_by_key(new.tenant_id, &order.idempotency_key).await?.ok_or(Error::BudgetBusy)?;
     if run.run_id != new.run_id {
         // The key belongs to that run for ever, so no process can insert under our reservation.
-        if let Err(error) = cx.budget.let_go(new.tenant_id, new.run_id).await {
+        let let_go = cx.budget.let_go(new.tenant_id, new.run_id);
+        if let Err(error) = cx.crash.at(CrashPoint::SubmitLetGo, let_go).await {
             tracing::warn!(trace_id = %new.trace_id, tenant_id = %new.tenant_id, run_id = %new.run_id,
                 error = format!("{:#}", anyhow::Error::from(error)), "cannot let go of a reservation; the sweep will");
         }
@@ -283,7 +281,8 @@ async fn announce(cx: &Ctx, run: &Run) {
         enqueued_at: run.created_at,
         trace_id: run.trace_id,
     };
-    let why = match tokio::time::timeout(ANNOUNCE_MAX, cx.queue.send(&message)).await {
+    let send = cx.crash.at(CrashPoint::SubmitSend, cx.queue.send(&message));
+    let why = match tokio::time::timeout(ANNOUNCE_MAX, send).await {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{:#}", anyhow::Error::from(error))),
         Err(_) => Some("it takes too long".to_owned()),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Changed, Ctx, Error, Tally, rebuild};
+use super::{Changed, Ctx, Error, Tally, crash::CrashPoint, rebuild};
 use crate::{
     budget::Inspection,
     domain::{
@@ -76,7 +76,7 @@ async fn settle_ended(cx: &Ctx, tenant_id: TenantId, seen: &Inspection) -> Resul
     let runs: Vec<_> = seen.holds.keys().copied().collect();
     let ended = cx.store.ended(tenant_id, &runs).await?;
     for settled in &ended {
-        cx.budget.settle(settled).await?;
+        cx.crash.at(CrashPoint::SweepSettle, cx.budget.settle(settled)).await?;
         tracing::info!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), %tenant_id,
             charge_usd_micros = settled.charge().get(), "reservation settled from the ledger");
     }

@@ -44,8 +44,11 @@ pub async fn take(cx: &Ctx, messages: Vec<Received>) -> Result<Taken, Error> {
         }
     }
     let ids: Vec<_> = untaken.keys().copied().collect();
-    let runs = if ids.is_empty() { Vec::new() } else { cx.store.take(&ids, cx.pace.lease).await? };
-    cx.crash.at(CrashPoint::TakeAfterLease)?;
+    let runs = if ids.is_empty() {
+        Vec::new()
+    } else {
+        cx.crash.at(CrashPoint::TakeLease, cx.store.take(&ids, cx.pace.lease)).await?
+    };
     let mut leased = Vec::with_capacity(runs.len());
     for run in runs {
         if let Some((_, receipt)) = untaken.remove(&run.run_id) {
@@ -91,7 +94,7 @@ pub async fn dismiss(cx: &Ctx, rest: Rest) {
 
 async fn delete(cx: &Ctx, receipts: Vec<Receipt>) {
     for receipt in receipts {
-        if let Err(error) = cx.queue.delete(&receipt).await {
+        if let Err(error) = cx.crash.at(CrashPoint::TakeDelete, cx.queue.delete(&receipt)).await {
             tracing::warn!(
                 error = format!("{:#}", anyhow::Error::from(error)),
                 "cannot delete a spent message"
@@ -103,7 +106,7 @@ async fn delete(cx: &Ctx, receipts: Vec<Receipt>) {
 async fn bury(cx: &Ctx, text: &str, receipt: &Receipt) {
     tracing::warn!(body_bytes = text.len(), "a message is not ours; moving it to the dead-letter queue");
     metrics::counter!("dpp_messages_buried_total").increment(1);
-    if let Err(error) = cx.queue.bury(text, receipt).await {
+    if let Err(error) = cx.crash.at(CrashPoint::TakeBury, cx.queue.bury(text, receipt)).await {
         tracing::warn!(
             error = format!("{:#}", anyhow::Error::from(error)),
             "cannot move it now; it comes back by itself"

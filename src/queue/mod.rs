@@ -231,6 +231,18 @@ impl Queue {
         self.delete(receipt).await
     }
 
+    /// About how many messages wait for a receiver. SQS may lag behind by a minute.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn depth(&self) -> Result<u64, Error> {
+        let name = QueueAttributeName::ApproximateNumberOfMessages;
+        let ask = self.client.get_queue_attributes().queue_url(&self.url).attribute_names(name.clone());
+        let attributes = ask.send().await.map_err(failed)?.attributes.unwrap_or_default();
+        let count = attributes.get(&name).and_then(|count| count.parse().ok());
+        count.ok_or_else(|| Error::Unavailable(anyhow!("SQS did not say how many messages there are")))
+    }
+
     /// Whether the queue answers.
     ///
     /// # Errors

@@ -7,7 +7,9 @@ use futures::{StreamExt as _, stream};
 use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::flow::{Changed, Ctx, Error, Tally, expire, reconcile, resend, retain, sweep};
+use crate::flow::{
+    self, Changed, Ctx, Error, Tally, crash::CrashPoint, expire, reconcile, resend, retain, snapshot, sweep,
+};
 
 /// Rows that a pass reads at once.
 const BATCH_ROWS_MAX: i64 = 200;
@@ -109,7 +111,7 @@ async fn drive(cx: Arc<Ctx>, pass: Pass, stop: CancellationToken) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         let started = std::time::Instant::now();
-        let outcome = pass.once(&cx).await;
+        let outcome = flow::survive(pass.once(&cx)).await.unwrap_or_else(|panicked| Err(panicked.into()));
         let elapsed = started.elapsed();
         metrics::histogram!("dpp_reaper_pass_seconds", "pass" => pass.name()).record(elapsed);
         match outcome {
@@ -195,8 +197,11 @@ async fn claims(cx: &Ctx) -> Result<Tally, Error> {
 
 async fn unsent(cx: &Ctx) -> Result<Tally, Error> {
     let mut tally = Tally::default();
+    // Not knowing is like a queue that holds something: runs are sent again, if later.
+    let starving = cx.queue.depth().await.is_ok_and(|depth| depth == 0);
     for _ in 0..BATCHES_MAX {
-        let due = cx.store.due_sends(cx.pace.lease, BATCH_ROWS_MAX).await?;
+        let mark = cx.store.due_sends(cx.pace.lease, starving, BATCH_ROWS_MAX);
+        let due = cx.crash.at(CrashPoint::ResendMark, mark).await?;
         if due.is_empty() {
             break;
         }
@@ -283,12 +288,6 @@ async fn reservations(cx: &Ctx) -> Result<Tally, Error> {
 async fn snapshots(cx: &Ctx) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     let due = cx.store.tenants_to_snapshot(SNAPSHOT_TAIL_ROWS, BATCH_ROWS_MAX).await?;
-    act(due, &mut tally, |tenant_id| async move {
-        let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(Changed::Lost) };
-        books.snapshot().await?;
-        books.commit().await?;
-        Ok(Changed::Yes)
-    })
-    .await;
+    act(due, &mut tally, |tenant_id| async move { snapshot::snapshot(cx, tenant_id).await }).await;
     Ok(tally)
 }

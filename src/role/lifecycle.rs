@@ -15,7 +15,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::flow::Detached;
+use crate::flow::{self, Detached};
 
 /// How long tasks may take to obey *hard*: handing leases back is a few statements.
 const HARD_GRACE: Duration = Duration::from_secs(10);
@@ -71,7 +71,7 @@ impl Lifecycle {
     ) {
         let life = self.clone();
         self.tasks.spawn(async move {
-            let ended = format!("{:?}", task.await);
+            let ended = format!("{:?}", flow::survive(task).await);
             if !life.soft.is_cancelled() {
                 tracing::error!(task = name, ended, "a task ended by itself; stopping");
                 life.failed.store(true, Ordering::Relaxed);

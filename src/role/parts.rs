@@ -10,7 +10,7 @@ use crate::{
     budget::Budget,
     config::Settings,
     flow::{Ctx, crash::Crash},
-    pack::{self, Registry, url::Access},
+    pack::{self, Pack, Registry, url::Access},
     queue::Queue,
     results::Results,
     store::{SchemaState, Store, schema_state},
@@ -30,20 +30,20 @@ pub fn context(settings: &Settings, aws: &SdkConfig) -> anyhow::Result<Ctx> {
         budget: Budget::new(&redis_url, redis_password.as_ref(), redis_max)?,
         queue: Queue::new(aws, sqs_endpoint.as_deref(), queue_url, dlq_url),
         results: Results::new(aws, s3_endpoint.as_deref(), bucket),
-        packs: packs(settings),
+        packs: Registry::new(packs(settings)),
         pace: settings.pace(),
         crash: crash(),
     })
 }
 
 /// The one list of packs: what the API sells is what the worker works on.
-fn packs(settings: &Settings) -> Registry {
+pub fn packs(settings: &Settings) -> Vec<Box<dyn Pack>> {
     let (allow_loopback, extra_ports) = settings.url_pack();
     let access = Access { allow_loopback, extra_ports };
-    Registry::new(vec![
+    vec![
         Box::new(pack::decision::DecisionPack::new()),
         Box::new(pack::url::UrlPack::new(access, Arc::new(pack::url::SystemDns))),
-    ])
+    ]
 }
 
 /// Region and credentials from the usual AWS chain.

@@ -212,15 +212,22 @@ impl Store {
     }
 
     /// Waiting runs whose message is due, marked as sent: again after `resend_after` or as long as
-    /// they have waited, whichever is more, at most an hour.
+    /// they have waited, whichever is more, at most an hour. `starving` says that the queue is empty: then
+    /// every run that has waited for `resend_after` is due.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn due_sends(&self, resend_after: Duration, limit: i64) -> Result<Vec<DueSend>, Error> {
+    pub async fn due_sends(
+        &self,
+        resend_after: Duration,
+        starving: bool,
+        limit: i64,
+    ) -> Result<Vec<DueSend>, Error> {
         let sql = Sql::new(include_str!("sql/due_sends.sql"))
             .bind(self.offset())
-            .bind(limit)
-            .bind(micros(resend_after));
+            .bind(i32::from(starving))
+            .bind(micros(resend_after))
+            .bind(limit);
         let rows: Vec<SendRow> = self.rows("due_sends", sql).await?;
         rows.into_iter()
             .map(|row| {

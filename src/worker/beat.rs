@@ -15,7 +15,7 @@ use crate::{
         id::{LeaseToken, RunId},
         run::Leased,
     },
-    flow::Ctx,
+    flow::{self, Ctx, crash::CrashPoint},
     queue::Receipt,
 };
 
@@ -36,24 +36,41 @@ impl Leases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to renew a lease. The token is cancelled when the lease is found gone.
-    pub(super) fn enter(&self, run: &Leased, receipt: Receipt, lease: Duration) -> CancellationToken {
+    /// Begins to renew a lease, for as long as what is returned lives.
+    pub(super) fn enter(&self, run: &Leased, receipt: Receipt, lease: Duration) -> Renewed {
         let lost = CancellationToken::new();
         let held = Held { token: run.token, receipt, until: Instant::now() + lease, lost: lost.clone() };
         self.held().insert(run.run_id, held);
-        lost
-    }
-
-    /// Ends the renewal of the lease that `run` is.
-    pub(super) fn leave(&self, run: &Leased) {
-        let mut held = self.held();
-        if held.get(&run.run_id).is_some_and(|lease| lease.token == run.token) {
-            held.remove(&run.run_id);
-        }
+        Renewed { leases: self.clone(), run_id: run.run_id, token: run.token, lost }
     }
 
     pub(super) fn count(&self) -> usize {
         self.held().len()
+    }
+}
+
+/// A lease that the beat renews. Its end ends the renewal, also when the slot panics: a lease that nobody
+/// works under must run out.
+pub(super) struct Renewed {
+    leases: Leases,
+    run_id: RunId,
+    token: LeaseToken,
+    lost: CancellationToken,
+}
+
+impl Renewed {
+    /// Cancelled when the lease is found gone.
+    pub(super) fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+}
+
+impl Drop for Renewed {
+    fn drop(&mut self) {
+        let mut held = self.leases.held();
+        if held.get(&self.run_id).is_some_and(|lease| lease.token == self.token) {
+            held.remove(&self.run_id);
+        }
     }
 }
 
@@ -62,7 +79,9 @@ pub(super) async fn run(cx: Arc<Ctx>, leases: Leases, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(cx.pace.heartbeat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        once(&cx, &leases).await;
+        if flow::survive(once(&cx, &leases)).await.is_err() {
+            tracing::error!("a beat panicked; the next is tried");
+        }
     }
 }
 
@@ -76,8 +95,10 @@ async fn once(cx: &Ctx, leases: &Leases) {
     }
     let began = Instant::now();
     // The queue must not delay the database: a lease that is not renewed in time is lost.
-    let hide = tokio::time::timeout(cx.pace.heartbeat, cx.queue.hide(&receipts, cx.pace.lease));
-    let (renewed, hidden) = tokio::join!(cx.store.beat(&mine, cx.pace.lease), hide);
+    let hide = cx.crash.at(CrashPoint::BeatHide, cx.queue.hide(&receipts, cx.pace.lease));
+    let hide = tokio::time::timeout(cx.pace.heartbeat, hide);
+    let renew = cx.crash.at(CrashPoint::BeatRenew, cx.store.beat(&mine, cx.pace.lease));
+    let (renewed, hidden) = tokio::join!(renew, hide);
     match hidden {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {

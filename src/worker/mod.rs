@@ -7,11 +7,15 @@ mod slot;
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use self::beat::Leases;
 use crate::flow::{
     Ctx, Error,
+    crash::CrashPoint,
     take::{self, Taken},
 };
 
@@ -30,12 +34,17 @@ struct Bench {
     leases: Leases,
     work: TaskTracker,
     hard: CancellationToken,
+    /// No slot outlives its bench: its leases would be renewed by nobody.
+    alive: CancellationToken,
+    _alive: DropGuard,
 }
 
 impl Bench {
     fn new(cx: Arc<Ctx>, concurrency: usize, hard: CancellationToken) -> Self {
         let slots = Arc::new(Semaphore::new(concurrency));
-        Self { cx, slots, leases: Leases::default(), work: TaskTracker::new(), hard }
+        let alive = CancellationToken::new();
+        let _alive = alive.clone().drop_guard();
+        Self { cx, slots, leases: Leases::default(), work: TaskTracker::new(), hard, alive, _alive }
     }
 }
 
@@ -83,6 +92,7 @@ async fn turn(
 ) -> Result<usize, Error> {
     let cx = &bench.cx;
     let receive = cx.queue.receive(permits.len(), cx.pace.lease, wait);
+    let receive = cx.crash.at(CrashPoint::TakeReceive, receive);
     let messages = match soft.run_until_cancelled(receive).await {
         Some(messages) => messages?,
         None => return Ok(0),
@@ -93,8 +103,9 @@ async fn turn(
     let Taken { leased, rest } = take::take(cx, messages).await?;
     let count = leased.len();
     for ((run, receipt), permit) in leased.into_iter().zip(permits) {
-        let lost = bench.leases.enter(&run, receipt.clone(), cx.pace.lease);
-        let slot = slot::run(Arc::clone(cx), run, receipt, bench.leases.clone(), lost, bench.hard.clone());
+        let renewed = bench.leases.enter(&run, receipt.clone(), cx.pace.lease);
+        let slot = Box::pin(slot::run(Arc::clone(cx), run, receipt, renewed, bench.hard.clone()));
+        let slot = bench.alive.clone().run_until_cancelled_owned(slot);
         bench.work.spawn(async move {
             slot.await;
             drop(permit);

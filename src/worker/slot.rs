@@ -5,7 +5,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
-use super::beat::Leases;
+use super::beat::Renewed;
 use crate::{
     domain::{
         price::Meter,
@@ -13,6 +13,7 @@ use crate::{
     },
     flow::{
         Ctx, Error,
+        crash::CrashPoint,
         finish::{self, Finish},
     },
     pack::{Failure, Job, Product},
@@ -36,15 +37,14 @@ pub(super) async fn run(
     cx: Arc<Ctx>,
     run: Leased,
     receipt: Receipt,
-    leases: Leases,
-    lost: CancellationToken,
+    renewed: Renewed,
     hard: CancellationToken,
 ) {
     let meter = Meter::new(run.reserved);
     let started = std::time::Instant::now();
-    let (work, version) = work(&cx, &run, &meter, &lost, &hard).await;
+    let (work, version) = work(&cx, &run, &meter, renewed.lost(), &hard).await;
     // What follows is short, and ends the lease itself.
-    leases.leave(&run);
+    drop(renewed);
     metrics::histogram!("dpp_run_seconds", "pack" => run.pack_type.clone()).record(started.elapsed());
     let finished = match work {
         #[expect(clippy::disallowed_methods, reason = "shown in the envelope; nothing is judged by it")]
@@ -59,7 +59,7 @@ pub(super) async fn run(
     };
     match finished {
         Ok(Finish::Ended | Finish::Lost) => {
-            if let Err(error) = cx.queue.delete(&receipt).await {
+            if let Err(error) = cx.crash.at(CrashPoint::FinishDelete, cx.queue.delete(&receipt)).await {
                 tracing::warn!(trace_id = %run.trace_id, run_id = %run.run_id, tenant_id = %run.tenant_id,
                     error = format!("{:#}", anyhow::Error::from(error)), "cannot delete a message; it comes again and is deleted then");
             }
@@ -82,8 +82,11 @@ async fn hand_back(cx: &Ctx, run: &Leased, show: Option<&Receipt>) {
         };
     };
     let shown = match handed {
-        Ok(Finish::Ended) => cx.queue.hide(std::slice::from_ref(receipt), Duration::ZERO).await,
-        Ok(Finish::Lost) => cx.queue.delete(receipt).await,
+        Ok(Finish::Ended) => {
+            let show = cx.queue.hide(std::slice::from_ref(receipt), Duration::ZERO);
+            cx.crash.at(CrashPoint::HandBackShow, show).await
+        }
+        Ok(Finish::Lost) => cx.crash.at(CrashPoint::FinishDelete, cx.queue.delete(receipt)).await,
         Err(error) => return unfinished(run, error),
     };
     if let Err(error) = shown {

@@ -122,7 +122,7 @@ async fn kill_9_of_a_worker_mid_run_and_another_completes_it_charged_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_of_the_api_between_its_effects_and_no_money_is_missing() {
-    for point in ["SubmitAfterGate", "SubmitAfterCommit", "SubmitAfterSend"] {
+    for point in ["before SubmitInsert", "before SubmitSend", "after SubmitSend"] {
         let app = TestApp::start().await;
         let tenant = app.tenant("1").await;
         let mut api = Process::start(&app.place, &["serve"], &[("DPP_CRASH_AT", point)]);

@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 use dpp::{
     domain::run::Cas,
     flow::{
-        crash::{CrashPoint, Death},
+        crash::{CrashPoint, Fault},
         finish, take,
     },
     reaper::Pass,
@@ -109,7 +109,7 @@ async fn a_zombie_that_comes_back_after_its_lease_changes_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_claim_with_its_object_is_rolled_forward_at_the_receipts_cost() {
     let (app, tenant, run_id) = one_run(&[]).await;
-    app.cx.crash.arm(CrashPoint::FinishAfterUpload, Death::Flow);
+    app.cx.crash.arm(CrashPoint::FinishEnd, Fault::DiesBefore);
     app.work().await;
     assert_eq!(app.run(&tenant, run_id).await["status"], "PROCESSING");
     assert_eq!(app.pass(Pass::Claims).await.found, 0, "too young to be judged");
@@ -129,7 +129,7 @@ async fn a_stale_claim_with_its_object_is_rolled_forward_at_the_receipts_cost() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stale_claim_without_an_object_is_a_lost_attempt() {
     let (app, tenant, run_id) = one_run(&[]).await;
-    app.cx.crash.arm(CrashPoint::FinishAfterClaim, Death::Flow);
+    app.cx.crash.arm(CrashPoint::FinishPut, Fault::DiesBefore);
     app.work().await;
     app.move_clock(TimeDelta::seconds(4));
     assert_eq!(app.pass(Pass::Claims).await.changed, 1);
@@ -144,7 +144,7 @@ async fn a_stale_claim_without_an_object_is_a_lost_attempt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_claim_whose_object_cannot_be_looked_for_waits() {
     let (app, tenant, run_id) = one_run(&[]).await;
-    app.cx.crash.arm(CrashPoint::FinishAfterUpload, Death::Flow);
+    app.cx.crash.arm(CrashPoint::FinishEnd, Fault::DiesBefore);
     app.work().await;
     app.move_clock(TimeDelta::seconds(4));
     // A bucket that is not there answers 404 too.
@@ -162,18 +162,11 @@ async fn a_claim_whose_object_cannot_be_looked_for_waits() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receipt_against_the_books_waits_for_a_person_with_its_hold() {
     let (app, tenant, run_id) = one_run(&[]).await;
-    app.cx.crash.arm(CrashPoint::FinishAfterClaim, Death::Flow);
+    app.cx.crash.arm(CrashPoint::FinishPut, Fault::DiesBefore);
     app.work().await;
     // Somebody else's object lies where the winner's should.
     let key = app.place.sql("SELECT result_key FROM runs").await[0][0].clone().unwrap();
-    let environment = &app.place.environment;
-    let s3 = aws_sdk_s3::Client::from_conf(
-        aws_sdk_s3::config::Builder::from(&app.place.aws)
-            .endpoint_url(&environment["S3_ENDPOINT_URL"])
-            .force_path_style(true)
-            .build(),
-    );
-    let bucket = &environment["S3_RESULT_BUCKET"];
+    let (s3, bucket) = app.place.s3();
     s3.put_object()
         .bucket(bucket)
         .key(&key)
@@ -229,7 +222,7 @@ async fn a_receipt_against_the_books_waits_for_a_person_with_its_hold() {
 async fn a_run_whose_message_was_never_sent_is_sent_by_the_reaper() {
     let app = TestApp::start().await;
     let tenant = app.tenant("10").await;
-    app.cx.crash.arm(CrashPoint::SubmitAfterCommit, Death::Flow);
+    app.cx.crash.arm(CrashPoint::SubmitSend, Fault::DiesBefore);
     let answer = app.post(&tenant, "one", &crate::harness::decision("1")).await;
     assert_eq!(answer.status, 500, "the test made it die: {answer:?}");
     assert_eq!(app.work().await, 0);
@@ -249,7 +242,7 @@ async fn a_run_whose_message_was_never_sent_is_sent_by_the_reaper() {
 async fn a_reservation_without_a_run_is_let_go() {
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
-    app.cx.crash.arm(CrashPoint::SubmitAfterGate, Death::Flow);
+    app.cx.crash.arm(CrashPoint::SubmitInsert, Fault::DiesBefore);
     let answer = app.post(&tenant, "one", &crate::harness::decision("1")).await;
     assert_eq!(answer.status, 500, "the test made it die: {answer:?}");
     assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
@@ -266,7 +259,7 @@ async fn a_reservation_without_a_run_is_let_go() {
 async fn a_reservation_without_a_run_refuses_nobody_for_good() {
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
-    app.cx.crash.arm(CrashPoint::SubmitAfterGate, Death::Flow);
+    app.cx.crash.arm(CrashPoint::SubmitInsert, Fault::DiesBefore);
     assert_eq!(app.post(&tenant, "one", &crate::harness::decision("1")).await.status, 500);
 
     // Whether the first will come to something is open: never 422, and before long a run.
@@ -289,9 +282,10 @@ async fn a_deposit_that_the_gate_never_heard_of_can_be_spent() {
         let app = TestApp::start().await;
         let tenant = app.tenant("1").await;
         app.submit(&tenant, "one", "1").await;
-        app.cx.crash.arm(CrashPoint::DepositAfterCommit, Death::Flow);
+        app.cx.crash.arm(CrashPoint::DepositCommit, Fault::DiesAfter);
         let five = "5".parse().unwrap();
-        assert!(dpp::flow::deposit::deposit(&app.cx, tenant.id, five, "second").await.is_err());
+        let deposit = dpp::flow::deposit::deposit(&app.cx, tenant.id, five, "second");
+        assert!(dpp::flow::survive(deposit).await.is_err(), "it died");
         if helped_by_the_sweep {
             assert_eq!(app.pass(Pass::Reservations).await.changed, 1);
         }
@@ -582,7 +576,7 @@ async fn a_message_twice_is_work_once() {
     let (app, _, run_id) = one_run(&[]).await;
     let now = app.cx.store.now().await.unwrap();
     app.move_clock(TimeDelta::seconds(4));
-    for due in app.cx.store.due_sends(Duration::from_secs(3), 10).await.unwrap() {
+    for due in app.cx.store.due_sends(Duration::from_secs(3), false, 10).await.unwrap() {
         dpp::flow::resend::resend(&app.cx, &due, now).await.unwrap();
     }
     assert_eq!(app.work().await, 1);

@@ -129,7 +129,7 @@ async fn a_refusal_is_exact_even_when_the_gate_lags_behind_the_ledger() {
     let tenant = app.tenant("1").await;
     app.submit(&tenant, "first", "1").await;
     // The worker dies after the ledger has ended the hold and before the gate hears of it.
-    app.cx.crash.arm(dpp::flow::crash::CrashPoint::FinishAfterCommit, dpp::flow::crash::Death::Flow);
+    app.cx.crash.arm(dpp::flow::crash::CrashPoint::Settle, dpp::flow::crash::Fault::DiesBefore);
     app.work().await;
 
     app.submit(&tenant, "second", "0.98").await;

@@ -122,16 +122,10 @@ async fn receipts(app: &TestApp) {
              WHERE status = 'COMPLETED' AND purged_at IS NULL",
         )
         .await;
-    let environment = &app.place.environment;
-    let s3 = aws_sdk_s3::Client::from_conf(
-        aws_sdk_s3::config::Builder::from(&app.place.aws)
-            .endpoint_url(&environment["S3_ENDPOINT_URL"])
-            .force_path_style(true)
-            .build(),
-    );
+    let (s3, bucket) = app.place.s3();
     for row in rows {
         let text = |column: usize| row[column].clone().unwrap();
-        let object = s3.get_object().bucket(&environment["S3_RESULT_BUCKET"]).key(text(0)).send().await;
+        let object = s3.get_object().bucket(bucket).key(text(0)).send().await;
         let object = object.unwrap_or_else(|error| panic!("P5: no object for {row:?}: {error:?}"));
         let metadata = object.metadata.clone().unwrap_or_default();
         let bytes = object.body.collect().await.unwrap().to_vec();

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod process;
+pub mod script;
 pub mod services;
 
 use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
@@ -18,7 +19,8 @@ use dpp::{
         id::{RunId, TenantId},
         money::UsdMicros,
     },
-    flow::{Ctx, Detached, Tally, deposit},
+    flow::{self, Ctx, Detached, Tally, deposit},
+    pack::Registry,
     reaper::Pass,
     role::parts,
     worker,
@@ -26,7 +28,10 @@ use dpp::{
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::services::{Place, shared};
+use self::{
+    script::{Script, ScriptedPack},
+    services::{Place, shared},
+};
 
 /// How long a condition may take to come true.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,6 +43,8 @@ pub struct TestApp {
     pub cx: Arc<Ctx>,
     pub url: String,
     pub place: Place,
+    /// What scripted packs wait for.
+    pub script: Script,
     http: reqwest::Client,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -85,8 +92,12 @@ impl TestApp {
 
     /// The same, with settings of the test's own.
     pub async fn with(changes: &[Change]) -> Self {
-        let place = shared().place().await;
-        Self::on(place, changes)
+        let mut place = shared().place().await;
+        // A restart keeps them.
+        for (name, value) in changes {
+            place.environment.insert((*name).to_owned(), (*value).to_owned());
+        }
+        Self::on(place, &[])
     }
 
     /// An app on a place that another app may have used before: a restart.
@@ -94,7 +105,12 @@ impl TestApp {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
-        let cx = Arc::new(parts::context(&settings, &place.aws).unwrap());
+        let mut cx = parts::context(&settings, &place.aws).unwrap();
+        let script = Script::default();
+        let mut packs = parts::packs(&settings);
+        packs.push(Box::new(ScriptedPack::new(script.clone())));
+        cx.packs = Registry::new(packs);
+        let cx = Arc::new(cx);
         // The clock never goes back, not even in a restart.
         cx.store.move_clock(*place.clock.lock().unwrap());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -110,7 +126,7 @@ impl TestApp {
             .timeout(Duration::from_secs(30))
             .build()
             .unwrap();
-        Self { cx, url, place, http, stop, tasks, checked: false }
+        Self { cx, url, place, script, http, stop, tasks, checked: false }
     }
 
     /// Moves the clock of this place's database.
@@ -188,16 +204,16 @@ impl TestApp {
 
     /// Works on what is in the queue until it is empty; returns how many runs were taken.
     pub async fn work(&self) -> usize {
-        let mut taken = 0;
-        loop {
-            match worker::once(Arc::clone(&self.cx), Duration::ZERO).await {
-                Ok(0) => return taken,
-                Ok(count) => taken += count,
-                // A flow that was made to die took its messages with it.
-                Err(dpp::flow::Error::Crashed(_)) => {}
-                Err(error) => panic!("{error:?}"),
+        let (mut taken, mut failures) = (0, 0);
+        while failures < 3 {
+            match flow::survive(worker::once(Arc::clone(&self.cx), Duration::ZERO)).await {
+                Ok(Ok(0)) => return taken,
+                Ok(Ok(count)) => taken += count,
+                // A worker that was made to die, or met an outage that was made.
+                Ok(Err(_)) | Err(_) => failures += 1,
             }
         }
+        panic!("the worker cannot work");
     }
 
     /// One pass.
@@ -237,6 +253,7 @@ impl TestApp {
         self.quiet().await;
         check::promises(&self).await;
         self.stop_server().await;
+        self.place.release().await;
     }
 
     async fn stop_server(&self) {
@@ -281,4 +298,10 @@ pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(tokio::time::Instant::now() < end, "this did not come true: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Says what a long test did, where `--nocapture` shows it.
+#[expect(clippy::print_stderr, reason = "a test's report is for whoever runs it")]
+pub fn say(report: &str) {
+    eprintln!("{report}");
 }

@@ -40,6 +40,8 @@ const SETTINGS: [(&str, &str); 12] = [
 pub struct Shared {
     services: Services,
     places: AtomicU32,
+    /// Redis has so many databases and no more; these are free again.
+    key_spaces: std::sync::Mutex<Vec<u32>>,
     /// PostgreSQL copies a template for one session at a time.
     copying: Mutex<()>,
 }
@@ -53,6 +55,7 @@ pub struct Place {
     pub aws: SdkConfig,
     pub database_url: String,
     pub redis_url: String,
+    key_space: u32,
     /// How far the clock has been moved.
     pub clock: Arc<std::sync::Mutex<chrono::TimeDelta>>,
 }
@@ -83,7 +86,12 @@ async fn start() -> Shared {
     let services = Services::start(&directory, &Binaries::default(), Durability::Scratch).await.unwrap();
     services.postgres.ensure_database("template").await.unwrap();
     store::migrate(&services.postgres.url("template").into()).await.unwrap();
-    Shared { services, places: AtomicU32::new(0), copying: Mutex::new(()) }
+    Shared {
+        services,
+        places: AtomicU32::new(0),
+        key_spaces: std::sync::Mutex::default(),
+        copying: Mutex::new(()),
+    }
 }
 
 /// A directory of this process. Those of processes that are gone are removed.
@@ -110,10 +118,11 @@ impl Shared {
             let sql = format!("CREATE DATABASE {name} TEMPLATE template STRATEGY FILE_COPY");
             self.services.postgres.execute(&sql).await.unwrap();
         }
+        let key_space = self.key_spaces.lock().unwrap().pop().unwrap_or(number);
         let places = self.services.places(&format!("dpp-{name}"), 3).await.unwrap();
         let mut process_environment: BTreeMap<String, String> = self
             .services
-            .settings(&name, number, &places)
+            .settings(&name, key_space, &places)
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
@@ -130,11 +139,46 @@ impl Shared {
             environment,
             process_environment,
             clock: Arc::default(),
+            key_space,
         }
+    }
+
+    /// Gives a place back: a long simulation uses thousands.
+    async fn release(&self, place: &Place) {
+        let (_, name) = place.database_url.rsplit_once('/').unwrap();
+        let name = name.split('?').next().unwrap();
+        let _: String = place.redis(&["FLUSHDB"]).await;
+        self.key_spaces.lock().unwrap().push(place.key_space);
+        let (sqs, _) = place.sqs();
+        for queue in ["SQS_QUEUE_URL", "SQS_DLQ_URL"] {
+            sqs.delete_queue().queue_url(&place.environment[queue]).send().await.unwrap();
+        }
+        let _one = self.copying.lock().await;
+        self.services.postgres.execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await.unwrap();
     }
 }
 
 impl Place {
+    /// Ends its use.
+    pub async fn release(&self) {
+        shared().release(self).await;
+    }
+
+    /// A client of its own for this test's bucket, and the bucket.
+    pub fn s3(&self) -> (aws_sdk_s3::Client, &str) {
+        let config = aws_sdk_s3::config::Builder::from(&self.aws)
+            .endpoint_url(&self.environment["S3_ENDPOINT_URL"])
+            .force_path_style(true);
+        (aws_sdk_s3::Client::from_conf(config.build()), &self.environment["S3_RESULT_BUCKET"])
+    }
+
+    /// A client of its own for this test's queue, and the queue's URL.
+    pub fn sqs(&self) -> (aws_sdk_sqs::Client, &str) {
+        let config =
+            aws_sdk_sqs::config::Builder::from(&self.aws).endpoint_url(&self.environment["SQS_ENDPOINT_URL"]);
+        (aws_sdk_sqs::Client::from_conf(config.build()), &self.environment["SQS_QUEUE_URL"])
+    }
+
     /// One SQL statement on this test's database; its rows as text.
     pub async fn sql(&self, statement: &str) -> Vec<Vec<Option<String>>> {
         let (client, connection) =

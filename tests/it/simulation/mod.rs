@@ -18,8 +18,8 @@ use dpp::{
         run::{Leased, Reason},
     },
     flow::{
-        crash::{CrashPoint, Death},
-        deposit, finish, rebuild, resend, take,
+        crash::{CrashPoint, Fault},
+        deposit, finish, rebuild, resend, survive, take,
     },
     reaper::Pass,
     worker,
@@ -40,12 +40,12 @@ pub enum Step {
     Submit { tenant: usize, key: u8, cost: usize },
     /// The same submit several times at once.
     SubmitAtOnce { tenant: usize, key: u8, cost: usize, times: usize },
-    /// The API dies during a submit.
-    SubmitAndDie { tenant: usize, key: u8, cost: usize, point: CrashPoint },
+    /// The API dies, or meets an outage, during a submit.
+    SubmitFails { tenant: usize, key: u8, cost: usize, point: CrashPoint, fault: Fault },
     /// A worker takes what one receive brings and works on it to the end.
     Work,
-    /// A worker dies with it.
-    WorkAndDie { point: CrashPoint },
+    /// A worker dies with it, or meets an outage.
+    WorkFails { point: CrashPoint, fault: Fault },
     /// A worker takes a run and pauses.
     Pause,
     /// A paused worker comes back and delivers.
@@ -62,8 +62,8 @@ pub enum Step {
     Reap { pass: usize },
     /// The same by two reapers at once.
     ReapTwice { pass: usize },
-    /// A reaper dies in a pass.
-    ReapAndDie { pass: usize, point: CrashPoint },
+    /// A reaper dies in a pass, or meets an outage.
+    ReapFails { pass: usize, point: CrashPoint, fault: Fault },
     /// Messages come again, whether or not they should.
     DeliverAgain,
     /// The queue loses all it has.
@@ -76,12 +76,12 @@ pub enum Step {
     EvictHolds { tenant: usize },
     /// A budget is rebuilt.
     Rebuild { tenant: usize },
-    /// A rebuild dies.
-    RebuildAndDie { tenant: usize, point: CrashPoint },
+    /// A rebuild dies, or meets an outage.
+    RebuildFails { tenant: usize, point: CrashPoint, fault: Fault },
     /// A deposit, perhaps under a used reference.
     Deposit { tenant: usize, reference: u8, dollars: i64 },
-    /// A deposit whose process dies before the gate knows.
-    DepositAndDie { tenant: usize, reference: u8, dollars: i64 },
+    /// A deposit that dies, or meets an outage.
+    DepositFails { tenant: usize, reference: u8, dollars: i64, point: CrashPoint, fault: Fault },
     /// A snapshot of the ledger.
     Snapshot { tenant: usize },
     /// The tenant may not buy.
@@ -96,23 +96,39 @@ const TENANTS: usize = 2;
 const COSTS: [&str; 4] = ["0.0120", "0.5000", "1.0000", "2.0000"];
 
 const SUBMIT_POINTS: [CrashPoint; 3] =
-    [CrashPoint::SubmitAfterGate, CrashPoint::SubmitAfterCommit, CrashPoint::SubmitAfterSend];
-const WORK_POINTS: [CrashPoint; 6] = [
-    CrashPoint::TakeAfterLease,
-    CrashPoint::FinishBeforeClaim,
-    CrashPoint::FinishAfterClaim,
-    CrashPoint::FinishAfterUpload,
-    CrashPoint::FinishAfterCommit,
-    CrashPoint::FinishAfterSettle,
+    [CrashPoint::SubmitReserve, CrashPoint::SubmitInsert, CrashPoint::SubmitSend];
+const WORK_POINTS: [CrashPoint; 8] = [
+    CrashPoint::TakeReceive,
+    CrashPoint::TakeLease,
+    CrashPoint::TakeDelete,
+    CrashPoint::FinishClaim,
+    CrashPoint::FinishPut,
+    CrashPoint::FinishEnd,
+    CrashPoint::Settle,
+    CrashPoint::FinishDelete,
 ];
-const REAP_POINTS: [CrashPoint; 5] = [
-    CrashPoint::ExpireAfterCommit,
-    CrashPoint::FinishAfterCommit,
-    CrashPoint::RebuildAfterRaise,
-    CrashPoint::RebuildAfterSet,
-    CrashPoint::RetainAfterPurge,
+const REAP_POINTS: [CrashPoint; 13] = [
+    CrashPoint::ExpireRequeue,
+    CrashPoint::ExpireEnd,
+    CrashPoint::ReconcileEnd,
+    CrashPoint::Settle,
+    CrashPoint::ResendMark,
+    CrashPoint::ResendSend,
+    CrashPoint::ResendUnmark,
+    CrashPoint::RebuildRaise,
+    CrashPoint::RebuildSet,
+    CrashPoint::RebuildCommit,
+    CrashPoint::RetainPurge,
+    CrashPoint::RetainMark,
+    CrashPoint::SweepSettle,
 ];
-const REBUILD_POINTS: [CrashPoint; 2] = [CrashPoint::RebuildAfterRaise, CrashPoint::RebuildAfterSet];
+const REBUILD_POINTS: [CrashPoint; 3] =
+    [CrashPoint::RebuildRaise, CrashPoint::RebuildSet, CrashPoint::RebuildCommit];
+const DEPOSIT_POINTS: [CrashPoint; 2] = [CrashPoint::DepositPost, CrashPoint::DepositCommit];
+
+fn fails(points: &'static [CrashPoint]) -> impl Strategy<Value = (CrashPoint, Fault)> {
+    (prop::sample::select(points), prop::sample::select(&Fault::ALL[..]))
+}
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let tenant = 0..TENANTS;
@@ -121,10 +137,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         10 => submit().prop_map(|(tenant, key, cost)| Step::Submit { tenant, key, cost }),
         2 => (submit(), 2..6_usize)
             .prop_map(|((tenant, key, cost), times)| Step::SubmitAtOnce { tenant, key, cost, times }),
-        3 => (submit(), prop::sample::select(&SUBMIT_POINTS[..]))
-            .prop_map(|((tenant, key, cost), point)| Step::SubmitAndDie { tenant, key, cost, point }),
+        4 => (submit(), fails(&SUBMIT_POINTS)).prop_map(|((tenant, key, cost), (point, fault))| {
+            Step::SubmitFails { tenant, key, cost, point, fault }
+        }),
         6 => Just(Step::Work),
-        4 => prop::sample::select(&WORK_POINTS[..]).prop_map(|point| Step::WorkAndDie { point }),
+        5 => fails(&WORK_POINTS).prop_map(|(point, fault)| Step::WorkFails { point, fault }),
         3 => Just(Step::Pause),
         2 => (0..2_500_000_i64).prop_map(|cost| Step::ZombieFinishes { cost_micros: cost / 100 * 100 }),
         1 => Just(Step::ZombieFails),
@@ -133,20 +150,23 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => prop::sample::select(&[1_i64, 2, 4, 60, 4_000, 8_000_000][..]).prop_map(|secs| Step::Wait { secs }),
         6 => (0..Pass::ALL.len()).prop_map(|pass| Step::Reap { pass }),
         2 => (0..Pass::ALL.len()).prop_map(|pass| Step::ReapTwice { pass }),
-        2 => (0..Pass::ALL.len(), prop::sample::select(&REAP_POINTS[..]))
-            .prop_map(|(pass, point)| Step::ReapAndDie { pass, point }),
+        3 => (0..Pass::ALL.len(), fails(&REAP_POINTS))
+            .prop_map(|(pass, (point, fault))| Step::ReapFails { pass, point, fault }),
         1 => Just(Step::DeliverAgain),
         1 => Just(Step::LoseMessages),
         2 => Just(Step::FlushRedis),
         1 => Just(Step::FlushScripts),
         1 => tenant.clone().prop_map(|tenant| Step::EvictHolds { tenant }),
         1 => tenant.clone().prop_map(|tenant| Step::Rebuild { tenant }),
-        1 => (tenant.clone(), prop::sample::select(&REBUILD_POINTS[..]))
-            .prop_map(|(tenant, point)| Step::RebuildAndDie { tenant, point }),
+        1 => (tenant.clone(), fails(&REBUILD_POINTS))
+            .prop_map(|(tenant, (point, fault))| Step::RebuildFails { tenant, point, fault }),
         2 => (tenant.clone(), 0..4_u8, 1..4_i64)
             .prop_map(|(tenant, reference, dollars)| Step::Deposit { tenant, reference, dollars }),
-        1 => (tenant.clone(), 0..4_u8, 1..4_i64)
-            .prop_map(|(tenant, reference, dollars)| Step::DepositAndDie { tenant, reference, dollars }),
+        1 => (tenant.clone(), 0..4_u8, 1..4_i64, fails(&DEPOSIT_POINTS)).prop_map(
+            |(tenant, reference, dollars, (point, fault))| {
+                Step::DepositFails { tenant, reference, dollars, point, fault }
+            }
+        ),
         1 => tenant.clone().prop_map(|tenant| Step::Snapshot { tenant }),
         1 => tenant.clone().prop_map(|tenant| Step::Suspend { tenant }),
         2 => tenant.prop_map(|tenant| Step::Resume { tenant }),
@@ -196,8 +216,8 @@ impl World {
                     self.judge(tenant, key, cost, answer).await;
                 }
             }
-            Step::SubmitAndDie { tenant, key, cost, point } => {
-                cx.crash.arm(point, Death::Flow);
+            Step::SubmitFails { tenant, key, cost, point, fault } => {
+                cx.crash.arm(point, fault);
                 let answer = self.post(tenant, key, cost).await;
                 // Where nothing died (a replay, a refusal), it is a submit like any other.
                 if answer.status != 500 {
@@ -205,9 +225,9 @@ impl World {
                 }
             }
             Step::Work => drop(worker::once(cx, Duration::ZERO).await.unwrap()),
-            Step::WorkAndDie { point } => {
-                cx.crash.arm(point, Death::Flow);
-                drop(worker::once(cx, Duration::ZERO).await);
+            Step::WorkFails { point, fault } => {
+                cx.crash.arm(point, fault);
+                drop(survive(worker::once(cx, Duration::ZERO)).await);
             }
             Step::Pause => {
                 let messages = cx.queue.receive(1, Duration::from_secs(3), Duration::ZERO).await.unwrap();
@@ -239,14 +259,14 @@ impl World {
                 let (one, two) = tokio::join!(Pass::ALL[pass].once(&cx), Pass::ALL[pass].once(&cx));
                 let _ = (one.unwrap(), two.unwrap());
             }
-            Step::ReapAndDie { pass, point } => {
-                cx.crash.arm(point, Death::Flow);
-                drop(Pass::ALL[pass].once(&cx).await);
+            Step::ReapFails { pass, point, fault } => {
+                cx.crash.arm(point, fault);
+                drop(survive(Pass::ALL[pass].once(&cx)).await);
             }
             Step::DeliverAgain => {
                 let now = cx.store.now().await.unwrap();
                 cx.store.resend_all().await.unwrap();
-                for due in cx.store.due_sends(Duration::from_secs(3), 100).await.unwrap() {
+                for due in cx.store.due_sends(Duration::from_secs(3), false, 100).await.unwrap() {
                     resend::resend(&cx, &due, now).await.unwrap();
                     resend::resend(&cx, &due, now).await.unwrap();
                 }
@@ -268,13 +288,13 @@ impl World {
                 self.model.evicted[tenant] = true;
             }
             Step::Rebuild { tenant } => rebuild::rebuild(&cx, self.tenants[tenant].id).await.unwrap(),
-            Step::RebuildAndDie { tenant, point } => {
-                cx.crash.arm(point, Death::Flow);
-                drop(rebuild::rebuild(&cx, self.tenants[tenant].id).await);
+            Step::RebuildFails { tenant, point, fault } => {
+                cx.crash.arm(point, fault);
+                drop(survive(rebuild::rebuild(&cx, self.tenants[tenant].id)).await);
             }
             Step::Deposit { tenant, reference, dollars } => self.deposit(tenant, reference, dollars).await,
-            Step::DepositAndDie { tenant, reference, dollars } => {
-                cx.crash.arm(CrashPoint::DepositAfterCommit, Death::Flow);
+            Step::DepositFails { tenant, reference, dollars, point, fault } => {
+                cx.crash.arm(point, fault);
                 self.deposit(tenant, reference, dollars).await;
             }
             Step::Snapshot { tenant } => {
@@ -307,7 +327,8 @@ impl World {
         let amount = dollars.to_string().parse().unwrap();
         let reference = format!("r{reference}");
         // What died is tried again by nobody: the ledger decides.
-        drop(deposit::deposit(&self.app.cx, self.tenants[tenant].id, amount, &reference).await);
+        let deposit = deposit::deposit(&self.app.cx, self.tenants[tenant].id, amount, &reference);
+        drop(survive(deposit).await);
     }
 
     /// Holds an answer against the model.
