@@ -7,6 +7,7 @@
 pub mod check;
 pub mod process;
 pub mod services;
+pub mod wire;
 
 use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
 
@@ -26,7 +27,10 @@ use dpp::{
 use serde_json::{Value, json};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::services::{Place, shared};
+use self::{
+    services::{Place, shared},
+    wire::Wire,
+};
 
 /// How long a condition may take to come true.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,7 +79,7 @@ impl Answer {
 }
 
 /// A settings change for one test.
-pub type Change = (&'static str, &'static str);
+pub type Change<'a> = (&'a str, &'a str);
 
 impl TestApp {
     /// An app with short intervals, where nothing works or reaps by itself.
@@ -84,13 +88,20 @@ impl TestApp {
     }
 
     /// The same, with settings of the test's own.
-    pub async fn with(changes: &[Change]) -> Self {
+    pub async fn with(changes: &[Change<'_>]) -> Self {
         let place = shared().place().await;
         Self::on(place, changes)
     }
 
+    /// The same, with proxies before S3 and SQS that make faults.
+    pub async fn wired(changes: &[Change<'_>]) -> (Self, Wire) {
+        let mut place = shared().place().await;
+        let wire = Wire::between(&mut place);
+        (Self::on(place, changes), wire)
+    }
+
     /// An app on a place that another app may have used before: a restart.
-    pub fn on(place: Place, changes: &[Change]) -> Self {
+    pub fn on(place: Place, changes: &[Change<'_>]) -> Self {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
