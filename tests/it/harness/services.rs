@@ -61,11 +61,7 @@ pub struct Place {
 pub fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // For looking into a test that fails: TEST_LOG=info cargo test …
-        if let Ok(filter) = std::env::var("TEST_LOG") {
-            dpp::telemetry::init(&filter, false).unwrap();
-        }
+        prepare();
         let (send, receive) = std::sync::mpsc::channel();
         // The servers' own runtime: each test's ends with the test.
         std::thread::spawn(move || {
@@ -78,6 +74,18 @@ pub fn shared() -> &'static Shared {
     })
 }
 
+/// What this process needs once.
+pub fn prepare() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // For looking into a test that fails: TEST_LOG=info cargo test …
+        if let Ok(filter) = std::env::var("TEST_LOG") {
+            dpp::telemetry::init(&filter, false).unwrap();
+        }
+    });
+}
+
 async fn start() -> Shared {
     let directory = own_directory();
     let services = Services::start(&directory, &Binaries::default(), Durability::Scratch).await.unwrap();
@@ -87,7 +95,7 @@ async fn start() -> Shared {
 }
 
 /// A directory of this process. Those of processes that are gone are removed.
-fn own_directory() -> PathBuf {
+pub fn own_directory() -> PathBuf {
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("services");
     for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
         let gone = entry.file_name().to_str().is_some_and(|pid| !Path::new("/proc").join(pid).exists());
@@ -110,21 +118,24 @@ impl Shared {
             let sql = format!("CREATE DATABASE {name} TEMPLATE template STRATEGY FILE_COPY");
             self.services.postgres.execute(&sql).await.unwrap();
         }
-        let places = self.services.places(&format!("dpp-{name}"), 3).await.unwrap();
-        let mut process_environment: BTreeMap<String, String> = self
-            .services
-            .settings(&name, number, &places)
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        process_environment.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let places = self.services.cloud.places(&format!("dpp-{name}"), 3).await.unwrap();
+        Place::new(self.services.settings(&name, number, &places), self.services.cloud.aws())
+    }
+}
+
+impl Place {
+    /// A place of these settings, and of a test's usual ones.
+    pub fn new(settings: Vec<(&'static str, String)>, aws: SdkConfig) -> Self {
+        let mut process_environment: BTreeMap<String, String> =
+            SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        process_environment.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value)));
         let environment: BTreeMap<_, _> = process_environment
             .iter()
             .filter(|(name, _)| !name.starts_with("AWS_"))
             .map(|(n, v)| (n.clone(), v.clone()))
             .collect();
-        Place {
-            aws: self.services.aws(),
+        Self {
+            aws,
             database_url: environment["DATABASE_URL"].clone(),
             redis_url: environment["REDIS_URL"].clone(),
             environment,
@@ -132,9 +143,7 @@ impl Shared {
             clock: Arc::default(),
         }
     }
-}
 
-impl Place {
     /// One SQL statement on this test's database; its rows as text.
     pub async fn sql(&self, statement: &str) -> Vec<Vec<Option<String>>> {
         let (client, connection) =
