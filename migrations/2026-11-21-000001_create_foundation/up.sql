@@ -1,8 +1,8 @@
 -- The foundation: tenants, keys, plans, runs and the double-entry ledger.
 -- Every constraint and index is named by hand: <table>_<columns>_<kind>.
 
--- Raised whenever a tenant's budget is computed anew. A sequence never gives a number twice, not
--- even after a rollback, so a late write of an older computation is always recognised.
+-- Raised whenever a tenant's budget is computed anew. A sequence does not go back with a rollback, so a
+-- late write of an older computation is always recognised. (After a crash it may: see raise_epoch.)
 CREATE SEQUENCE budget_epoch_seq AS bigint;
 
 CREATE TABLE plans (
