@@ -150,8 +150,9 @@ pub struct Panicked;
 ///
 /// # Errors
 /// [`Panicked`]
-pub async fn survive<T>(round: impl Future<Output = T>) -> Result<T, Panicked> {
-    std::panic::AssertUnwindSafe(round).catch_unwind().await.ok().ok_or(Panicked)
+pub fn survive<T>(round: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
+    let round = std::panic::AssertUnwindSafe(Box::pin(round)).catch_unwind();
+    async move { round.await.ok().ok_or(Panicked) }
 }
 
 impl Detached {

@@ -97,6 +97,12 @@ impl Child {
         self.exited().await;
     }
 
+    /// Sends it SIGQUIT, and waits until it is gone. For tests.
+    pub(super) async fn quit(self) {
+        self.signal(libc::SIGQUIT);
+        self.exited().await;
+    }
+
     #[expect(unsafe_code, reason = "kill(2) is safe for a child that has not been waited for")]
     fn signal(&self, number: libc::c_int) {
         if let Some(pid) = *lock(&self.pid)

@@ -45,7 +45,7 @@ enum As {
 
 impl Postgres {
     /// Starts a server on `directory`, which is made if it is not there. `binaries` overrides where
-    /// its programs are.
+    /// its programs are; `port` asks for one instead of any free one.
     ///
     /// # Errors
     /// When the programs are missing, or the server does not come up.
@@ -53,6 +53,7 @@ impl Postgres {
         directory: &Path,
         binaries: Option<&Path>,
         durability: Durability,
+        port: Option<u16>,
     ) -> anyhow::Result<Self> {
         let usual = usual_places();
         let program = |name: &str| {
@@ -70,7 +71,7 @@ impl Postgres {
             initialise(&initdb, &run_as, &data)?;
         }
         for _ in 0..PORTS_TRIED_MAX {
-            let port = free_port()?;
+            let port = port.map_or_else(free_port, Ok)?;
             let child = Child::start(
                 "postgres",
                 server(&postgres, &run_as, &data, port, durability)?,
@@ -89,6 +90,12 @@ impl Postgres {
     /// The URL of a database of this server.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+    }
+
+    /// Stops it at once, as `pg_ctl stop --mode=immediate` does: whatever was not committed is lost, and
+    /// the next start recovers from the log. For tests.
+    pub async fn crash(self) {
+        self.child.quit().await;
     }
 
     /// Runs one statement in the database `postgres`.

@@ -36,6 +36,12 @@ pub struct Services {
     pub postgres: Postgres,
     /// Redis.
     pub redis: Redis,
+    /// S3 and SQS.
+    pub cloud: Cloud,
+}
+
+/// The local S3 and SQS, running, and the keys to them.
+pub struct Cloud {
     sqs: LocalSqs,
     s3: LocalS3,
     access_key: String,
@@ -63,13 +69,42 @@ impl Services {
         binaries: &Binaries,
         durability: Durability,
     ) -> anyhow::Result<Self> {
-        // Good for this process's life and this machine only.
-        let (access_key, secret_key) = ("dpp-local".to_owned(), uuid::Uuid::new_v4().simple().to_string());
         let (for_postgres, for_redis) = (directory.join("postgres"), directory.join("redis"));
         let (postgres, redis) = tokio::try_join!(
-            Postgres::start(&for_postgres, binaries.postgres.as_deref(), durability),
+            Postgres::start(&for_postgres, binaries.postgres.as_deref(), durability, None),
             Redis::start(&for_redis, binaries.redis.as_deref(), None),
         )?;
+        Ok(Self { postgres, redis, cloud: Cloud::start(directory).await? })
+    }
+
+    /// The settings of a deployment on these services, as `NAME`, value.
+    pub fn settings(&self, database: &str, key_space: u32, places: &Places) -> Vec<(&'static str, String)> {
+        let mut settings = self.cloud.settings(places);
+        settings.push(("DATABASE_URL", self.postgres.url(database)));
+        settings.push(("REDIS_URL", self.redis.url(key_space)));
+        settings
+    }
+
+    /// Its child processes.
+    pub fn children(&self) -> [&Child; 2] {
+        [&self.postgres.child, &self.redis.child]
+    }
+
+    /// Stops all four, and waits until they are gone.
+    pub async fn stop(self) {
+        tokio::join!(self.postgres.child.stop(), self.redis.child.stop());
+        drop(self.cloud);
+    }
+}
+
+impl Cloud {
+    /// Starts both; S3 keeps its objects below `directory`.
+    ///
+    /// # Errors
+    /// When one of them does not come up.
+    pub async fn start(directory: &Path) -> anyhow::Result<Self> {
+        // Good for this process's life and this machine only.
+        let (access_key, secret_key) = ("dpp-local".to_owned(), uuid::Uuid::new_v4().simple().to_string());
         let sqs = LocalSqs::start(TcpListener::bind(("127.0.0.1", 0)).await?).await?;
         let s3 = LocalS3::start(
             TcpListener::bind(("127.0.0.1", 0)).await?,
@@ -78,7 +113,7 @@ impl Services {
             &secret_key,
         )
         .await?;
-        Ok(Self { postgres, redis, sqs, s3, access_key, secret_key })
+        Ok(Self { sqs, s3, access_key, secret_key })
     }
 
     /// How the AWS SDK reaches the local S3 and SQS.
@@ -136,12 +171,10 @@ impl Services {
         Ok(Places { queue_url: queue.queue_url.unwrap_or_default(), dlq_url, bucket: name.to_owned() })
     }
 
-    /// The settings of a deployment on these services, as `NAME`, value.
-    pub fn settings(&self, database: &str, key_space: u32, places: &Places) -> Vec<(&'static str, String)> {
+    /// The settings of a deployment on these two, as `NAME`, value.
+    pub fn settings(&self, places: &Places) -> Vec<(&'static str, String)> {
         vec![
             ("DPP_ENV", "dev".to_owned()),
-            ("DATABASE_URL", self.postgres.url(database)),
-            ("REDIS_URL", self.redis.url(key_space)),
             ("AWS_REGION", REGION.to_owned()),
             ("AWS_ACCESS_KEY_ID", self.access_key.clone()),
             ("AWS_SECRET_ACCESS_KEY", self.secret_key.clone()),
@@ -154,16 +187,5 @@ impl Services {
             // Several roles on one machine cannot share a port.
             ("DPP_OPS_ADDR", "127.0.0.1:0".to_owned()),
         ]
-    }
-
-    /// Its child processes.
-    pub fn children(&self) -> [&Child; 2] {
-        [&self.postgres.child, &self.redis.child]
-    }
-
-    /// Stops all four, and waits until they are gone.
-    pub async fn stop(self) {
-        tokio::join!(self.postgres.child.stop(), self.redis.child.stop());
-        drop((self.sqs, self.s3));
     }
 }

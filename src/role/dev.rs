@@ -97,7 +97,7 @@ async fn run_on(
     life: &Lifecycle,
 ) -> anyhow::Result<()> {
     services.postgres.ensure_database(DATABASE).await?;
-    let places = services.places(PLACES, VISIBILITY_SECS).await?;
+    let places = services.cloud.places(PLACES, VISIBILITY_SECS).await?;
     let own = services.settings(DATABASE, 0, &places);
     // This one process can have the usual port; the others that the list is for cannot share it.
     let ours = own.iter().filter(|(name, _)| !name.starts_with("AWS_") && *name != "DPP_OPS_ADDR");
@@ -112,7 +112,7 @@ async fn run_on(
         writeln!(out, "ready")?;
         return Ok(out.flush()?);
     }
-    let cx = Arc::new(parts::context(&settings, &services.aws())?);
+    let cx = Arc::new(parts::context(&settings, &services.cloud.aws())?);
     let key = first_tenant(&cx, directory).await?;
     // The local queue forgets when it stops.
     cx.store.resend_all().await?;

@@ -70,6 +70,12 @@ pub struct LockedBooks {
     offset: i64,
 }
 
+/// An epoch is a number of the sequence, which orders it, and a random tail below this, which makes it
+/// unique: a sequence is durable only as far as a later commit made it so, and after a crash gives numbers
+/// again that a rebuild which never committed had told Redis. Whole epochs stay below 2^53, Lua's limit, for
+/// 2^33 rebuilds.
+const EPOCH_TAIL: i64 = 1 << 20;
+
 type Transactions = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
 #[derive(QueryableByName)]
@@ -172,10 +178,11 @@ impl Store {
     /// [`Error`]
     pub async fn advance_epochs(&self, epoch: i64) -> Result<(), Error> {
         let sql = Sql::new(
-            "-- advance_epochs\nSELECT setval('budget_epoch_seq', greatest(nextval('budget_epoch_seq'), $1::bigint)) \
-             AS budget_epoch",
+            "-- advance_epochs\nSELECT setval('budget_epoch_seq', \
+                greatest(nextval('budget_epoch_seq'), $1::bigint / $2::bigint)) AS budget_epoch",
         )
-        .bind(epoch);
+        .bind(epoch)
+        .bind(EPOCH_TAIL);
         self.row::<EpochRow>("advance_epochs", sql).await.map(drop)
     }
 
@@ -216,9 +223,11 @@ impl LockedBooks {
     /// [`Error`]
     pub async fn raise_epoch(&mut self) -> Result<i64, Error> {
         let sql = Sql::new(
-            "-- raise_epoch\nUPDATE tenants SET budget_epoch = nextval('budget_epoch_seq') \
-             WHERE tenant_id = $1::uuid RETURNING budget_epoch",
+            "-- raise_epoch\nUPDATE tenants SET budget_epoch = nextval('budget_epoch_seq') * $1::bigint \
+                + floor(random() * $1::bigint)::bigint \
+             WHERE tenant_id = $2::uuid RETURNING budget_epoch",
         )
+        .bind(EPOCH_TAIL)
         .bind(self.tenant_id.0);
         self.epoch = one(self.rows::<EpochRow>(sql).await?)?.budget_epoch;
         Ok(self.epoch)

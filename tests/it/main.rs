@@ -4,6 +4,7 @@
 
 mod api;
 mod budget;
+mod chaos;
 mod conformance;
 mod domain;
 mod flow;

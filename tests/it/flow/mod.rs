@@ -5,3 +5,4 @@ mod gate;
 mod processes;
 mod reaper;
 mod submit;
+mod wire;

@@ -8,6 +8,7 @@ pub mod check;
 pub mod process;
 pub mod script;
 pub mod services;
+pub mod wire;
 
 use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
 
@@ -31,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::{
     script::{Script, ScriptedPack},
     services::{Place, shared},
+    wire::Wire,
 };
 
 /// How long a condition may take to come true.
@@ -82,7 +84,7 @@ impl Answer {
 }
 
 /// A settings change for one test.
-pub type Change = (&'static str, &'static str);
+pub type Change<'a> = (&'a str, &'a str);
 
 impl TestApp {
     /// An app with short intervals, where nothing works or reaps by itself.
@@ -91,17 +93,22 @@ impl TestApp {
     }
 
     /// The same, with settings of the test's own.
-    pub async fn with(changes: &[Change]) -> Self {
+    pub async fn with(changes: &[Change<'_>]) -> Self {
         let mut place = shared().place().await;
-        // A restart keeps them.
-        for (name, value) in changes {
-            place.environment.insert((*name).to_owned(), (*value).to_owned());
-        }
+        place.change(changes);
         Self::on(place, &[])
     }
 
+    /// The same, with proxies before S3 and SQS that make faults.
+    pub async fn wired(changes: &[Change<'_>]) -> (Self, Wire) {
+        let mut place = shared().place().await;
+        let wire = Wire::between(&mut place);
+        place.change(changes);
+        (Self::on(place, &[]), wire)
+    }
+
     /// An app on a place that another app may have used before: a restart.
-    pub fn on(place: Place, changes: &[Change]) -> Self {
+    pub fn on(place: Place, changes: &[Change<'_>]) -> Self {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();

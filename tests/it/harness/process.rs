@@ -1,6 +1,6 @@
 //! The built binary as a process, on a test's place.
 
-use std::{process::Stdio, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -19,12 +19,8 @@ pub struct Process {
 impl Process {
     /// Starts `dpp` with these words, on a place, with more settings.
     pub fn start(place: &Place, words: &[&str], more: &[(&str, &str)]) -> Self {
-        let mut child = command(place, words, more)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut child =
+            command(place, words, more).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (send, lines) = mpsc::unbounded_channel();
         let stderr = child.stderr.take().unwrap();
         tokio::spawn(async move {
@@ -36,6 +32,18 @@ impl Process {
             }
         });
         Self { child, lines }
+    }
+
+    /// The same, with its log added to a file.
+    pub fn logging(place: &Place, words: &[&str], more: &[(&str, &str)], log: &Path) -> Self {
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+        let child = command(place, words, more).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        Self { child, lines: mpsc::unbounded_channel().1 }
+    }
+
+    /// How it has ended, if it has.
+    pub fn ending(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for a log line that contains `text`.
@@ -98,5 +106,24 @@ fn command(place: &Place, words: &[&str], more: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dpp"));
     command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(&place.process_environment).envs(more.iter().copied());
+    command.kill_on_drop(true);
+    #[cfg(target_os = "linux")]
+    die_with_this_process(&mut command);
     command
+}
+
+/// Also when nothing is dropped: when the test run itself is killed.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "a child process must be tied to its parent before it runs")]
+fn die_with_this_process(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe and touches no memory of this process.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == -1 {
+                Err(std::io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
+        });
+    }
 }

@@ -55,7 +55,8 @@ pub struct Place {
     pub aws: SdkConfig,
     pub database_url: String,
     pub redis_url: String,
-    key_space: u32,
+    /// Of the shared Redis; a place on servers of its own ends with them.
+    key_space: Option<u32>,
     /// How far the clock has been moved.
     pub clock: Arc<std::sync::Mutex<chrono::TimeDelta>>,
 }
@@ -64,11 +65,7 @@ pub struct Place {
 pub fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        // For looking into a test that fails: TEST_LOG=info cargo test …
-        if let Ok(filter) = std::env::var("TEST_LOG") {
-            dpp::telemetry::init(&filter, false).unwrap();
-        }
+        prepare();
         let (send, receive) = std::sync::mpsc::channel();
         // The servers' own runtime: each test's ends with the test.
         std::thread::spawn(move || {
@@ -79,6 +76,18 @@ pub fn shared() -> &'static Shared {
         });
         receive.recv().expect("the services start")
     })
+}
+
+/// What this process needs once.
+pub fn prepare() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // For looking into a test that fails: TEST_LOG=info cargo test …
+        if let Ok(filter) = std::env::var("TEST_LOG") {
+            dpp::telemetry::init(&filter, false).unwrap();
+        }
+    });
 }
 
 async fn start() -> Shared {
@@ -95,7 +104,7 @@ async fn start() -> Shared {
 }
 
 /// A directory of this process. Those of processes that are gone are removed.
-fn own_directory() -> PathBuf {
+pub fn own_directory() -> PathBuf {
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("services");
     for entry in fs::read_dir(&all).into_iter().flatten().flatten() {
         let gone = entry.file_name().to_str().is_some_and(|pid| !Path::new("/proc").join(pid).exists());
@@ -119,36 +128,17 @@ impl Shared {
             self.services.postgres.execute(&sql).await.unwrap();
         }
         let key_space = self.key_spaces.lock().unwrap().pop().unwrap_or(number);
-        let places = self.services.places(&format!("dpp-{name}"), 3).await.unwrap();
-        let mut process_environment: BTreeMap<String, String> = self
-            .services
-            .settings(&name, key_space, &places)
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
-        process_environment.extend(SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        let environment: BTreeMap<_, _> = process_environment
-            .iter()
-            .filter(|(name, _)| !name.starts_with("AWS_"))
-            .map(|(n, v)| (n.clone(), v.clone()))
-            .collect();
-        Place {
-            aws: self.services.aws(),
-            database_url: environment["DATABASE_URL"].clone(),
-            redis_url: environment["REDIS_URL"].clone(),
-            environment,
-            process_environment,
-            clock: Arc::default(),
-            key_space,
-        }
+        let places = self.services.cloud.places(&format!("dpp-{name}"), 3).await.unwrap();
+        let settings = self.services.settings(&name, key_space, &places);
+        Place { key_space: Some(key_space), ..Place::new(settings, self.services.cloud.aws()) }
     }
 
     /// Gives a place back: a long simulation uses thousands.
-    async fn release(&self, place: &Place) {
+    async fn release(&self, place: &Place, key_space: u32) {
         let (_, name) = place.database_url.rsplit_once('/').unwrap();
         let name = name.split('?').next().unwrap();
         let _: String = place.redis(&["FLUSHDB"]).await;
-        self.key_spaces.lock().unwrap().push(place.key_space);
+        self.key_spaces.lock().unwrap().push(key_space);
         let (sqs, _) = place.sqs();
         for queue in ["SQS_QUEUE_URL", "SQS_DLQ_URL"] {
             sqs.delete_queue().queue_url(&place.environment[queue]).send().await.unwrap();
@@ -159,9 +149,39 @@ impl Shared {
 }
 
 impl Place {
+    /// A place of these settings, and of a test's usual ones.
+    pub fn new(settings: Vec<(&'static str, String)>, aws: SdkConfig) -> Self {
+        let mut process_environment: BTreeMap<String, String> =
+            SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        process_environment.extend(settings.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        let environment: BTreeMap<_, _> = process_environment
+            .iter()
+            .filter(|(name, _)| !name.starts_with("AWS_"))
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect();
+        Self {
+            aws,
+            database_url: environment["DATABASE_URL"].clone(),
+            redis_url: environment["REDIS_URL"].clone(),
+            environment,
+            process_environment,
+            clock: Arc::default(),
+            key_space: None,
+        }
+    }
+
+    /// Changes settings, which a restart keeps.
+    pub fn change(&mut self, changes: &[super::Change<'_>]) {
+        for (name, value) in changes {
+            self.environment.insert((*name).to_owned(), (*value).to_owned());
+        }
+    }
+
     /// Ends its use.
     pub async fn release(&self) {
-        shared().release(self).await;
+        if let Some(key_space) = self.key_space {
+            shared().release(self, key_space).await;
+        }
     }
 
     /// A client of its own for this test's bucket, and the bucket.
