@@ -55,8 +55,8 @@ pub struct Place {
     pub aws: SdkConfig,
     pub database_url: String,
     pub redis_url: String,
-    /// Of the shared Redis; a place on servers of its own ends with them.
-    key_space: Option<u32>,
+    /// The shared database and key space, to be given back; servers of a test's own end with it.
+    lent: Option<(String, u32)>,
     /// How far the clock has been moved.
     pub clock: Arc<std::sync::Mutex<chrono::TimeDelta>>,
 }
@@ -130,13 +130,11 @@ impl Shared {
         let key_space = self.key_spaces.lock().unwrap().pop().unwrap_or(number);
         let places = self.services.cloud.places(&format!("dpp-{name}"), 3).await.unwrap();
         let settings = self.services.settings(&name, key_space, &places);
-        Place { key_space: Some(key_space), ..Place::new(settings, self.services.cloud.aws()) }
+        Place { lent: Some((name, key_space)), ..Place::new(settings, self.services.cloud.aws()) }
     }
 
     /// Gives a place back: a long simulation uses thousands.
-    async fn release(&self, place: &Place, key_space: u32) {
-        let (_, name) = place.database_url.rsplit_once('/').unwrap();
-        let name = name.split('?').next().unwrap();
+    async fn release(&self, place: &Place, name: &str, key_space: u32) {
         let _: String = place.redis(&["FLUSHDB"]).await;
         self.key_spaces.lock().unwrap().push(key_space);
         let (sqs, _) = place.sqs();
@@ -166,7 +164,7 @@ impl Place {
             environment,
             process_environment,
             clock: Arc::default(),
-            key_space: None,
+            lent: None,
         }
     }
 
@@ -179,8 +177,8 @@ impl Place {
 
     /// Ends its use.
     pub async fn release(&self) {
-        if let Some(key_space) = self.key_space {
-            shared().release(self, key_space).await;
+        if let Some((name, key_space)) = &self.lent {
+            shared().release(self, name, *key_space).await;
         }
     }
 
