@@ -2,6 +2,7 @@
 
 mod crash;
 mod gate;
+mod guard;
 mod processes;
 mod reaper;
 mod submit;

@@ -1,0 +1,232 @@
+//! Every compare-and-set, and every way in which the row may differ from what its caller saw: one thing at
+//! a time. The caller has lost, and nothing at all has changed. Conditions that only together seem to do
+//! their work are each shown to do it alone.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use dpp::{
+    domain::{
+        id::RunId,
+        money::UsdMicros,
+        run::{Cas, Claimed, Leased, Reason},
+    },
+    store::{Ending, Guard},
+};
+
+use crate::harness::{Tenant, TestApp};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+const OTHER_VERSION: &str = "version = version + 1";
+const OTHER_LEASE: &str = "lease_token = gen_random_uuid()";
+const RENEWED: &str = "lease_expires_at = lease_expires_at + interval '1 second'";
+const OTHER_CLAIM: &str = "finalize_token = gen_random_uuid()";
+const QUEUED: &str = "status = 'QUEUED', lease_token = NULL, lease_expires_at = NULL";
+const LEASED: &str =
+    "status = 'PROCESSING', finalize_stage = NULL, lease_token = gen_random_uuid(), lease_expires_at = now()";
+const CLAIMED: &str = "finalize_stage = 'CLAIMED', finalize_token = gen_random_uuid(), claimed_at = now(), \
+    claim_cost_usd_micros = 0, result_key = 'x', result_sha256 = 'x', lease_token = NULL, lease_expires_at = NULL";
+const PARKED: &str = "money_state = 'AUDIT_REQUIRED', reason_code = 'x', reason_detail = 'x'";
+const UNPARKED: &str = "money_state = 'RESERVED', reason_code = NULL, reason_detail = NULL";
+
+/// A compare-and-set, by who makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    TakenByWorker,
+    RenewedByWorker,
+    ClaimedByWorker,
+    FailedByWorker,
+    HandedBackByWorker,
+    EndedByReaper,
+    RequeuedByReaper,
+    CompletedUnderClaim,
+    RequeuedUnderClaim,
+    ParkedUnderClaim,
+    ResolvedByOperator,
+    ExpiredInQueue,
+}
+use Change::{
+    ClaimedByWorker, CompletedUnderClaim, EndedByReaper, ExpiredInQueue, FailedByWorker, HandedBackByWorker,
+    ParkedUnderClaim, RenewedByWorker, RequeuedByReaper, RequeuedUnderClaim, ResolvedByOperator,
+    TakenByWorker,
+};
+
+/// Each change, and what must make it lose.
+const TABLE: [(Change, &[&str]); 12] = [
+    (TakenByWorker, &[LEASED]),
+    (RenewedByWorker, &[OTHER_LEASE, QUEUED, CLAIMED]),
+    (ClaimedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
+    (FailedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
+    (HandedBackByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
+    (EndedByReaper, &[OTHER_VERSION, OTHER_LEASE, RENEWED, QUEUED, CLAIMED]),
+    (RequeuedByReaper, &[OTHER_VERSION, OTHER_LEASE, RENEWED, QUEUED, CLAIMED]),
+    (CompletedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
+    (RequeuedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
+    (ParkedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
+    (ResolvedByOperator, &[OTHER_VERSION, OTHER_CLAIM, UNPARKED]),
+    (ExpiredInQueue, &[OTHER_VERSION, LEASED]),
+];
+
+/// What a caller holds when it makes its change.
+enum Seen {
+    Queued(Guard),
+    Leased(Leased, Guard),
+    Claimed(Claimed),
+    Parked(Guard),
+}
+
+/// Brings a fresh run to where `change` begins.
+async fn reach(app: &TestApp, tenant: &Tenant, change: Change, key: &str) -> (RunId, Seen) {
+    let run_id = app.submit(tenant, key, "1").await;
+    let store = &app.cx.store;
+    if matches!(change, TakenByWorker | ExpiredInQueue) {
+        return (run_id, Seen::Queued(Guard { version: 1, ..Guard::default() }));
+    }
+    let leased = store.take(&[run_id], LEASE).await.unwrap().remove(0);
+    if matches!(
+        change,
+        RenewedByWorker
+            | ClaimedByWorker
+            | FailedByWorker
+            | HandedBackByWorker
+            | EndedByReaper
+            | RequeuedByReaper
+    ) {
+        app.move_clock(TimeDelta::seconds(4));
+        let due = store.due_leases(None, 100).await.unwrap();
+        let guard = due.iter().find(|due| due.run_id == run_id).unwrap().guard;
+        app.move_clock(TimeDelta::seconds(-4));
+        return (run_id, Seen::Leased(leased, guard));
+    }
+    let claim = store.claim(&leased, format!("{key}/object"), "0".repeat(64), "0.5".parse().unwrap()).await;
+    let Cas::Won(claimed) = claim.unwrap() else { panic!("the claim is lost") };
+    if change != ResolvedByOperator {
+        return (run_id, Seen::Claimed(claimed));
+    }
+    assert!(matches!(store.require_audit(&claimed, "why").await.unwrap(), Cas::Won(())));
+    let guard = Guard {
+        version: claimed.version() + 1,
+        finalize_token: Some(claimed.claim().token),
+        awaits_audit: true,
+        ..Guard::default()
+    };
+    (run_id, Seen::Parked(guard))
+}
+
+/// Makes the change; whether it was won.
+async fn make(app: &TestApp, tenant: &Tenant, change: Change, run_id: RunId, seen: &Seen) -> bool {
+    let store = &app.cx.store;
+    let cost: UsdMicros = "0.5".parse().unwrap();
+    let trace_id = store.find_run(run_id).await.unwrap().unwrap().trace_id;
+    let end = async |guard, ending| {
+        matches!(store.end(run_id, tenant.id, trace_id, guard, ending).await.unwrap(), Cas::Won(_))
+    };
+    let requeue = async |guard, handed_back| {
+        matches!(store.requeue(run_id, guard, handed_back).await.unwrap(), Cas::Won(()))
+    };
+    match (change, seen) {
+        (TakenByWorker, Seen::Queued(_)) => !store.take(&[run_id], LEASE).await.unwrap().is_empty(),
+        (ExpiredInQueue, Seen::Queued(guard)) => {
+            end(*guard, Ending::Expired(Reason::expired_in_queue())).await
+        }
+        (RenewedByWorker, Seen::Leased(run, _)) => {
+            !store.beat(&[(run_id, run.token)], LEASE).await.unwrap().is_empty()
+        }
+        (ClaimedByWorker, Seen::Leased(run, _)) => {
+            let claim = store.claim(run, "key".to_owned(), "0".repeat(64), cost).await;
+            matches!(claim.unwrap(), Cas::Won(_))
+        }
+        (FailedByWorker, Seen::Leased(run, _)) => {
+            end(Guard::of_lease(run), Ending::Failed(cost, Reason::pack_crashed())).await
+        }
+        (HandedBackByWorker, Seen::Leased(run, _)) => requeue(Guard::of_lease(run), true).await,
+        (EndedByReaper, Seen::Leased(_, guard)) => end(*guard, Ending::Failed(cost, Reason::lost(3))).await,
+        (RequeuedByReaper, Seen::Leased(_, guard)) => requeue(*guard, false).await,
+        (CompletedUnderClaim, Seen::Claimed(claimed)) => {
+            end(Guard::of_claim(claimed), Ending::Completed(cost)).await
+        }
+        (RequeuedUnderClaim, Seen::Claimed(claimed)) => requeue(Guard::of_claim(claimed), false).await,
+        (ParkedUnderClaim, Seen::Claimed(claimed)) => {
+            matches!(store.require_audit(claimed, "why").await.unwrap(), Cas::Won(()))
+        }
+        (ResolvedByOperator, Seen::Parked(guard)) => {
+            end(*guard, Ending::Failed(cost, Reason::pack_crashed())).await
+        }
+        _ => panic!("{change:?} begins elsewhere"),
+    }
+}
+
+async fn table(app: &TestApp, name: &str, but: Option<RunId>) -> Vec<Vec<Option<String>>> {
+    let but = but.map_or(String::new(), |run_id| format!(" WHERE run_id IS DISTINCT FROM '{run_id}'"));
+    app.place.sql(&format!("SELECT row.*::text FROM {name} AS row{but} ORDER BY 1")).await
+}
+
+/// Leaves nothing open, so that the next case begins on a clean table.
+async fn clear(app: &TestApp) {
+    app.place.sql("ALTER TABLE ledger_transfers DISABLE TRIGGER USER").await;
+    app.place.sql("DELETE FROM ledger_transfers WHERE run_id IS NOT NULL").await;
+    app.place.sql("ALTER TABLE ledger_transfers ENABLE TRIGGER USER").await;
+    app.place.sql("DELETE FROM runs").await;
+    let _: String = app.place.redis(&["FLUSHDB"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_saw_another_row_has_lost_and_changes_nothing() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for (change, deviations) in TABLE {
+        for deviation in deviations {
+            let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+            app.place.sql(&format!("UPDATE runs SET {deviation} WHERE run_id = '{run_id}'")).await;
+            let before = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+            assert!(
+                !make(&app, &tenant, change, run_id, &seen).await,
+                "{change:?} is won although {deviation}"
+            );
+            let after = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+            assert_eq!(before, after, "{change:?} was lost and changed something");
+            clear(&app).await;
+        }
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_saw_the_row_as_it_is_wins_once_and_touches_no_other() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for (change, _) in TABLE {
+        let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+        // Another run in the very same state.
+        reach(&app, &tenant, change, "two").await;
+        let others =
+            (table(&app, "runs", Some(run_id)).await, table(&app, "ledger_transfers", Some(run_id)).await);
+        assert!(make(&app, &tenant, change, run_id, &seen).await, "{change:?} is lost");
+        // A lease may be renewed again and again; all else is done once.
+        assert_eq!(
+            make(&app, &tenant, change, run_id, &seen).await,
+            change == RenewedByWorker,
+            "{change:?}, again"
+        );
+        let after =
+            (table(&app, "runs", Some(run_id)).await, table(&app, "ledger_transfers", Some(run_id)).await);
+        assert_eq!(others, after, "{change:?} touched another run");
+        clear(&app).await;
+    }
+    app.finish().await;
+}
+
+/// A suspended tenant's runs wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_tenants_run_is_not_taken() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    app.cx.store.set_suspended(tenant.id, true).await.unwrap();
+    assert!(app.cx.store.take(&[run_id], LEASE).await.unwrap().is_empty());
+    app.cx.store.set_suspended(tenant.id, false).await.unwrap();
+    assert_eq!(app.cx.store.take(&[run_id], LEASE).await.unwrap().len(), 1);
+    app.move_clock(TimeDelta::seconds(4));
+    app.finish().await;
+}
