@@ -19,11 +19,9 @@ pub async fn resend(cx: &Ctx, due: &DueSend, now: chrono::DateTime<chrono::Utc>)
         enqueued_at: now,
         trace_id: due.trace_id,
     };
-    if let Err(error) = cx.queue.send(&message).await {
-        // It was marked for longer and longer; what was not sent is due again soon.
-        cx.store.unmark_send(due, cx.pace.lease).await?;
-        return Err(error.into());
-    }
+    cx.queue.send(&message).await?;
+    // Each time for longer, so that a deep queue is not flooded with copies; but only what was sent.
+    cx.store.mark_sent(due, cx.pace.lease).await?;
     tracing::info!(trace_id = %due.trace_id, run_id = %due.run_id, tenant_id = %due.tenant_id, "message sent again");
     Ok(Changed::Yes)
 }
