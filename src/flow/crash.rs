@@ -55,8 +55,8 @@ pub enum CrashPoint {
     ResendMark,
     /// A message is sent again.
     ResendSend,
-    /// A run whose message could not be sent is due again soon.
-    ResendUnmark,
+    /// The next sending of a message that was sent is put off.
+    ResendPutOff,
     /// The epoch is raised.
     RebuildRaise,
     /// The gate is set.
@@ -108,7 +108,7 @@ impl CrashPoint {
         Self::ReconcilePark,
         Self::ResendMark,
         Self::ResendSend,
-        Self::ResendUnmark,
+        Self::ResendPutOff,
         Self::RebuildRaise,
         Self::RebuildSet,
         Self::RebuildCommit,

@@ -6,11 +6,16 @@ use crate::{
     wire::message::{RunMessage, SchemaVersion},
 };
 
-/// Sends one message. A copy is harmless.
+/// Sends one message. A copy is harmless. `starving` says that the queue is empty, so that this one is needed.
 ///
 /// # Errors
-/// [`Error`]; it is sent again later.
-pub async fn resend(cx: &Ctx, due: &DueSend, now: chrono::DateTime<chrono::Utc>) -> Result<Changed, Error> {
+/// [`Error`]; it is sent again soon.
+pub async fn resend(
+    cx: &Ctx,
+    due: &DueSend,
+    starving: bool,
+    now: chrono::DateTime<chrono::Utc>,
+) -> Result<Changed, Error> {
     let message = RunMessage {
         schema_version: SchemaVersion::V1,
         run_id: due.run_id,
@@ -19,10 +24,10 @@ pub async fn resend(cx: &Ctx, due: &DueSend, now: chrono::DateTime<chrono::Utc>)
         enqueued_at: now,
         trace_id: due.trace_id,
     };
-    if let Err(error) = cx.crash.at(CrashPoint::ResendSend, cx.queue.send(&message)).await {
-        // It was marked for longer and longer; what was not sent is due again soon.
-        cx.crash.at(CrashPoint::ResendUnmark, cx.store.unmark_send(due, cx.pace.lease)).await?;
-        return Err(error.into());
+    cx.crash.at(CrashPoint::ResendSend, cx.queue.send(&message)).await?;
+    if !starving {
+        // Each time for longer, so that a deep queue is not flooded with copies; but only what was sent.
+        cx.crash.at(CrashPoint::ResendPutOff, cx.store.put_off_send(due, cx.pace.lease)).await?;
     }
     tracing::info!(trace_id = %due.trace_id, run_id = %due.run_id, tenant_id = %due.tenant_id, "message sent again");
     Ok(Changed::Yes)

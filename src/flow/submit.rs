@@ -128,7 +128,16 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
         // A new id each time: one that the gate lent us may have been inserted, ended and settled by the
         // other submit of this key, and must never be held a second time.
         new.run_id = RunId::new();
-        let (epoch, run_id) = admit(cx, &new).await?;
+        let (epoch, run_id) = match admit(cx, &new).await {
+            // This may be a copy of a submit that was accepted since the look above and took the budget.
+            Err(refused @ NotAccepted::Refused(Refusal::BudgetExceeded { .. })) => {
+                return match cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
+                    Some(run) => replay(cx, run, &order).await,
+                    None => Err(refused),
+                };
+            }
+            admitted => admitted?,
+        };
         new.run_id = run_id;
         let insert = cx.crash.at(CrashPoint::SubmitInsert, cx.store.submit(&new, epoch, cx.pace.lease));
         let submitted = match insert.await {

@@ -206,7 +206,9 @@ async fn unsent(cx: &Ctx) -> Result<Tally, Error> {
             break;
         }
         let now = cx.store.now().await?;
-        if !act(due, &mut tally, |due| async move { resend::resend(cx, &due, now).await }).await {
+        act(due, &mut tally, |due| async move { resend::resend(cx, &due, starving, now).await }).await;
+        // With the queue away, what was tried first may be due again by now.
+        if tally.failed > 0 {
             break;
         }
     }

@@ -211,9 +211,9 @@ impl Store {
         Ok(due)
     }
 
-    /// Waiting runs whose message is due, marked as sent: again after `resend_after` or as long as
-    /// they have waited, whichever is more, at most an hour. `starving` says that the queue is empty: then
-    /// every run that has waited for `resend_after` is due.
+    /// Waiting runs whose message is due, marked as being sent: due again after `resend_after`, unless
+    /// [`Store::put_off_send`] puts that off. `starving` says that the queue is empty: then every run that
+    /// has waited for `resend_after` is due, whatever was put off.
     ///
     /// # Errors
     /// [`Error`]
@@ -242,11 +242,12 @@ impl Store {
             .collect()
     }
 
-    /// Makes a message due again soon whose sending failed, unless something else has become of it.
+    /// Puts off the next sending of a message that has been sent, unless something else has become of its
+    /// run: by `resend_after` or as long as the run has waited, whichever is more, at most an hour.
     ///
     /// # Errors
-    /// [`Error`]
-    pub async fn unmark_send(&self, due: &DueSend, resend_after: Duration) -> Result<(), Error> {
+    /// [`Error`]; it is sent again sooner.
+    pub async fn put_off_send(&self, due: &DueSend, resend_after: Duration) -> Result<(), Error> {
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = SqlUuid)]
@@ -254,15 +255,17 @@ impl Store {
             run_id: Uuid,
         }
         let sql = Sql::new(
-            "-- unmark_send\nUPDATE runs SET next_send_at = statement_timestamp() \
-                + ($1::bigint + $2::bigint) * interval '1 microsecond' \
-             WHERE run_id = $3::uuid AND status = 'QUEUED' AND next_send_at = $4::timestamptz RETURNING run_id",
+            "-- put_off_send\nUPDATE runs AS run SET next_send_at = now.at + least(interval '1 hour', \
+                greatest(now.at - run.created_at, $1::bigint * interval '1 microsecond')) \
+             FROM (SELECT statement_timestamp() + $2::bigint * interval '1 microsecond' AS at) AS now \
+             WHERE run.run_id = $3::uuid AND run.status = 'QUEUED' AND run.next_send_at = $4::timestamptz \
+             RETURNING run.run_id",
         )
-        .bind(self.offset())
         .bind(micros(resend_after))
+        .bind(self.offset())
         .bind(due.run_id.0)
         .bind(Some(due.next_send_at));
-        self.row::<Row>("unmark_send", sql).await.map(drop)
+        self.row::<Row>("put_off_send", sql).await.map(drop)
     }
 
     /// Runs that have waited in the queue for longer than `ttl`, oldest first, after the one that

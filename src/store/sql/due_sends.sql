@@ -1,6 +1,6 @@
--- due_sends: runs whose message was perhaps never sent, or was lost. Marks them first, each time for
--- longer, so that a deep queue is not flooded with copies; a copy is harmless. When the queue is empty,
--- every run that has waited for a while has lost its message, whatever was marked.
+-- due_sends: runs whose message was perhaps never sent, or was lost. Marks them first, so that two reapers
+-- seldom send the same, and only for a while: a reaper that dies now has sent nothing. When the queue is
+-- empty, every run that has waited for a while has lost its message, whatever was put off.
 WITH now AS MATERIALIZED (
     SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at, $2::integer = 1 AS starving,
         $3::bigint * interval '1 microsecond' AS resend_after
@@ -16,8 +16,7 @@ WITH now AS MATERIALIZED (
     FOR NO KEY UPDATE OF run SKIP LOCKED
 )
 UPDATE runs AS run
-SET next_send_at = now.at + CASE WHEN now.starving THEN now.resend_after
-    ELSE least(greatest(now.at - run.created_at, now.resend_after), interval '1 hour') END
+SET next_send_at = now.at + now.resend_after
 FROM due, now
 WHERE run.run_id = due.run_id AND run.status = 'QUEUED'
 RETURNING run.run_id, run.tenant_id, run.pack_type, run.trace_id, run.next_send_at AS at

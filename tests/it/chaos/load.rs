@@ -188,6 +188,9 @@ async fn place(market: &Market, owner: &Tenant, order: &mut Order, rng: &mut Std
                 market.submit(other, owner, &order.key, &order.body),
             );
             let refusals = [&one, &two].iter().filter(|heard| matches!(heard, Heard::Answer(422, _))).count();
+            if [&one, &two].iter().any(|heard| matches!(heard, Heard::Answer(202, _))) && refusals == 1 {
+                market.count("accepted and refused at once");
+            }
             // Of two at once one may be refused and the other, a moment later, accepted.
             let (first, second) =
                 if refusals == 1 && matches!(two, Heard::Answer(422, _)) { (two, one) } else { (one, two) };

@@ -134,7 +134,7 @@ fn expected(at: CrashPoint, fault: Fault) -> Verdict {
         (At::ExpireEnd, _) => Ended("EXPIRED", 0, 0),
         (At::ReconcileEnd, _) => DONE,
         (At::ReconcilePark, _) => AuditRequired,
-        (At::ResendMark | At::ResendSend | At::ResendUnmark, _) => DONE,
+        (At::ResendMark | At::ResendSend | At::ResendPutOff, _) => DONE,
         // The submit that found the budget missing was not accepted.
         (At::RebuildRaise | At::RebuildSet | At::RebuildCommit, _) => NoRun,
         (At::DepositPost | At::DepositCommit, _) => NoRun,
@@ -275,12 +275,14 @@ async fn reach(app: &TestApp, tenant: &Tenant, case: Case) -> Stage {
                 pass(app, Pass::Claims).await;
             }
         }
-        At::ResendMark | At::ResendSend | At::ResendUnmark => {
+        At::ResendMark | At::ResendSend | At::ResendPutOff => {
             cx.crash.arm(At::SubmitSend, Fault::DiesBefore);
             assert_eq!(app.post(tenant, "one", &stage.body).await.status, 500);
             app.move_clock(TimeDelta::seconds(4));
-            if case.at == At::ResendUnmark {
-                cx.crash.arm(At::ResendSend, Fault::NotApplied);
+            if case.at == At::ResendPutOff {
+                // Something is in the queue, so this run's message need not have been lost.
+                let (sqs, queue) = app.place.sqs();
+                sqs.send_message().queue_url(queue).message_body("not ours").send().await.unwrap();
             }
             arm();
             pass(app, Pass::Unsent).await;

@@ -577,11 +577,28 @@ async fn a_message_twice_is_work_once() {
     let now = app.cx.store.now().await.unwrap();
     app.move_clock(TimeDelta::seconds(4));
     for due in app.cx.store.due_sends(Duration::from_secs(3), false, 10).await.unwrap() {
-        dpp::flow::resend::resend(&app.cx, &due, now).await.unwrap();
+        dpp::flow::resend::resend(&app.cx, &due, false, now).await.unwrap();
     }
     assert_eq!(app.work().await, 1);
     let Cas::Lost = app.cx.store.requeue(run_id, dpp::store::Guard::default(), false).await.unwrap() else {
         panic!("an ended run never changes");
     };
+    app.finish().await;
+}
+
+/// Found by thought, next to the chaos test: a run that had waited for ten minutes waited for ten more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reaper_that_dies_before_it_sends_puts_nothing_off() {
+    let (app, _, _) = one_run(&[]).await;
+    app.move_clock(TimeDelta::minutes(10));
+    assert_eq!(app.cx.store.due_sends(Duration::from_secs(3), 10).await.unwrap().len(), 1);
+    // It dies here. A lease later the next one sends, and for a while no copy follows.
+    assert_eq!(app.pass(Pass::Unsent).await.found, 0);
+    app.move_clock(TimeDelta::seconds(4));
+    assert_eq!(app.pass(Pass::Unsent).await.changed, 1);
+    app.move_clock(TimeDelta::minutes(9));
+    assert_eq!(app.pass(Pass::Unsent).await.found, 0);
+    app.move_clock(TimeDelta::minutes(2));
+    assert_eq!(app.pass(Pass::Unsent).await.changed, 1);
     app.finish().await;
 }

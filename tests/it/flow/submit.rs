@@ -1,10 +1,14 @@
 //! Submit and finish.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{DECISION_COST, TestApp, decision, until};
 
@@ -202,5 +206,81 @@ async fn a_pack_that_fails_costs_at_least_the_minimum_fee_and_at_most_the_hold()
     assert_eq!(run["error"]["reason_code"], "fetch_failed");
     let result = app.get(&format!("/v1/runs/{}/result", answer.run_id()), &tenant.key).await;
     assert_eq!((result.status, result.slug()), (409, "run-not-completed"));
+    app.finish().await;
+}
+
+/// A way to PostgreSQL that can keep the answers back.
+struct SlowWay {
+    port: u16,
+    open: tokio::sync::watch::Sender<bool>,
+    kept: Arc<AtomicBool>,
+}
+
+impl SlowWay {
+    async fn to(port: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let way = Self {
+            port: listener.local_addr().unwrap().port(),
+            open: tokio::sync::watch::Sender::new(true),
+            kept: Arc::default(),
+        };
+        let (open, kept) = (way.open.subscribe(), Arc::clone(&way.kept));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let ((mut asked, mut told), (mut answered, mut asks)) =
+                    (client.into_split(), server.into_split());
+                tokio::spawn(async move { tokio::io::copy(&mut asked, &mut asks).await });
+                let (mut open, kept) = (open.clone(), Arc::clone(&kept));
+                tokio::spawn(async move {
+                    let mut bytes = [0; 65_536];
+                    while let Ok(count @ 1..) = answered.read(&mut bytes).await {
+                        kept.fetch_or(!*open.borrow(), Ordering::Relaxed);
+                        if open.wait_for(|open| *open).await.is_err()
+                            || told.write_all(&bytes[..count]).await.is_err()
+                        {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        way
+    }
+}
+
+/// Found by thought, next to the chaos test: a replica that was paused after it had looked for the key refused
+/// for lack of budget what another replica had accepted meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_came_to_be_used_meanwhile_is_answered_with_its_run_and_not_refused() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let database: url::Url = app.place.database_url.parse().unwrap();
+    let way = SlowWay::to(database.port().unwrap()).await;
+    let mut place = app.place.clone();
+    let slow = app
+        .place
+        .database_url
+        .replace(&format!(":{}/", database.port().unwrap()), &format!(":{}/", way.port));
+    place.environment.insert("DATABASE_URL".to_owned(), slow);
+    let paused = Arc::new(TestApp::on(place, &[]));
+    // From now on it knows the caller, and its connection the statement: the next thing asked is the key.
+    assert_eq!(paused.post(&tenant, "too-much", &decision("5")).await.status, 422);
+
+    way.open.send_replace(false);
+    let first = tokio::spawn({
+        let (paused, tenant) = (Arc::clone(&paused), tenant.clone());
+        async move { paused.post(&tenant, "one", &decision("1")).await }
+    });
+    until("it has looked for the key", async || way.kept.load(Ordering::Relaxed)).await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    app.work().await;
+    app.submit(&tenant, "another", "0.9").await;
+    way.open.send_replace(true);
+
+    let first = first.await.unwrap();
+    assert_eq!(first.status, 202, "{first:?}");
+    assert_eq!((first.run_id(), first.header("idempotent-replayed")), (run_id, Some("true")));
+    Arc::into_inner(paused).expect("nobody else has it").abandon();
     app.finish().await;
 }

@@ -114,7 +114,7 @@ const REAP_POINTS: [CrashPoint; 13] = [
     CrashPoint::Settle,
     CrashPoint::ResendMark,
     CrashPoint::ResendSend,
-    CrashPoint::ResendUnmark,
+    CrashPoint::ResendPutOff,
     CrashPoint::RebuildRaise,
     CrashPoint::RebuildSet,
     CrashPoint::RebuildCommit,
@@ -267,8 +267,8 @@ impl World {
                 let now = cx.store.now().await.unwrap();
                 cx.store.resend_all().await.unwrap();
                 for due in cx.store.due_sends(Duration::from_secs(3), false, 100).await.unwrap() {
-                    resend::resend(&cx, &due, now).await.unwrap();
-                    resend::resend(&cx, &due, now).await.unwrap();
+                    resend::resend(&cx, &due, false, now).await.unwrap();
+                    resend::resend(&cx, &due, false, now).await.unwrap();
                 }
             }
             Step::LoseMessages => loop {
