@@ -459,6 +459,10 @@ pub async fn audit(settings: &Settings, output: Output, receipts: bool) -> anyho
     let cx = context(settings).await?;
     let audit = flow::audit::audit(&cx, receipts).await?;
     let balanced = audit.differences.is_empty();
+    if audit.truncated {
+        let shown = flow::audit::FINDINGS_MAX;
+        eprint_line(&format!("there are more than {shown} differences; these are the first"));
+    }
     let document = json!({
         "balanced": balanced,
         "tenants": audit.tenants,

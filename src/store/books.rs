@@ -5,10 +5,10 @@ use diesel::{
     QueryableByName,
     sql_types::{BigInt, Bytea, Text, Uuid as SqlUuid},
 };
-use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager as _};
+use diesel_async::TransactionManager as _;
 use uuid::Uuid;
 
-use super::{Connection, Error, STATEMENT_MAX, Store, rows_on, sql::Sql};
+use super::{Connection, Error, STATEMENT_MAX, Store, Transactions, rows_on, sql::Sql};
 use crate::domain::{
     id::{RunId, TenantId},
     idempotency::{PayloadHash, key_fingerprint},
@@ -69,8 +69,6 @@ pub struct LockedBooks {
     epoch: i64,
     offset: i64,
 }
-
-type Transactions = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
 #[derive(QueryableByName)]
 struct BooksRow {

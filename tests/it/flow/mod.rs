@@ -1,5 +1,6 @@
 //! The paid run through its doors: HTTP in, queue and reaper behind, and the books at the end.
 
+mod audit;
 mod crash;
 mod gate;
 mod processes;

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod process;
+pub mod s3;
 pub mod services;
 
 use std::{collections::BTreeMap, net::TcpListener, sync::Arc, time::Duration};
