@@ -43,9 +43,9 @@ async fn traffic(
 }
 
 fn print_latencies(what: &str, sorted: &[Duration]) {
-    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100].as_secs_f32() * 1_000.0;
+    let at = |percent: usize| sorted[(sorted.len() - 1) * percent / 100].as_millis();
     let (half, most, max) = (at(50), at(99), at(100));
-    print(&format!("{} submits {what}: p50 {half:.1} ms, p99 {most:.1} ms, max {max:.1} ms", sorted.len()));
+    print(&format!("{} submits {what}: p50 {half} ms, p99 {most} ms, max {max} ms", sorted.len()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

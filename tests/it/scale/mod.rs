@@ -2,6 +2,7 @@
 //! a machine at other work would fail them. `make scale` runs these.
 
 mod audit;
+mod recovery;
 
 use std::io::Write as _;
 
