@@ -404,7 +404,7 @@ async fn post(
             bail!("reference {reference:?} was used for a deposit of ${before} before; nothing changed")
         }
         Deposit::AboveMaximum { deposited } => bail!(
-            "{deposited} is deposited, and a tenant's deposits may not pass {}; nothing changed",
+            "${deposited} is deposited, and a tenant's deposits may not pass ${}; nothing changed",
             UsdMicros::MAX
         ),
     }
@@ -436,7 +436,9 @@ pub async fn resolve_run(
             run.state.status(),
             run.state.money_state()
         ),
-        Resolved::AboveHold { reserved } => bail!("--charge is above the run's hold of {reserved}"),
+        Resolved::AboveHold { reserved } => {
+            bail!("--charge is above the run's hold of ${reserved}; nothing changed")
+        }
     };
     let document = json!({
         "run_id": run.run_id,

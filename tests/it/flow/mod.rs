@@ -2,6 +2,7 @@
 
 mod audit;
 mod crash;
+mod edges;
 mod gate;
 mod processes;
 mod reaper;
