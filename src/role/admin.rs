@@ -432,7 +432,7 @@ pub async fn resolve_run(
         Resolved::Ended(run) => run,
         Resolved::Absent => bail!("there is no run {run_id}"),
         Resolved::NotWaiting(run) => bail!(
-            "run {run_id} does not wait for a person: it is {} and its money {}",
+            "run {run_id} does not wait for a person: it is {} and its money {}; nothing changed",
             run.state.status(),
             run.state.money_state()
         ),

@@ -4,6 +4,7 @@ mod audit;
 mod crash;
 mod edges;
 mod gate;
+mod operator;
 mod processes;
 mod reaper;
 mod submit;
