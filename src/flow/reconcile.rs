@@ -48,7 +48,9 @@ pub async fn reconcile(cx: &Ctx, due: &DueClaim) -> Result<Changed, Error> {
                 Cas::Won(()) => {
                     metrics::counter!("dpp_audit_required_total").increment(1);
                     tracing::error!(severity = "CRITICAL", alert_channel = "money", trace_id = %run.trace_id(),
-                    run_id = %run.run_id(), tenant_id = %run.tenant_id(), reason, "AUDIT_REQUIRED");
+                        run_id = %run.run_id(), tenant_id = %run.tenant_id(), reason, result_key = run.claim().result_key,
+                        held_usd_micros = run.reserved().get(), claimed_usd_micros = run.claim().cost.get(),
+                        "AUDIT_REQUIRED");
                     Ok(Changed::Yes)
                 }
                 Cas::Lost => Ok(Changed::Lost),

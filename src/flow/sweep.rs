@@ -83,7 +83,8 @@ async fn settle_ended(cx: &Ctx, tenant_id: TenantId, seen: &Inspection) -> Resul
     Ok(ended.len().try_into().unwrap_or(u64::MAX))
 }
 
-/// By how many micros the gate's total (available and held) differs from what the ledger calls for.
+/// By how many micros the gate's total (available and held) differs from what the ledger calls for, whose own
+/// total is `ledger_usd_micros`.
 ///
 /// A reservation moves an amount within the total, and a settlement takes its charge off; so the total
 /// is what the ledger has available and held, plus the charges of runs that have ended there and not
@@ -92,15 +93,14 @@ pub(super) async fn drift(
     cx: &Ctx,
     tenant_id: TenantId,
     seen: &Inspection,
-    available: UsdMicros,
-    held: UsdMicros,
+    ledger_usd_micros: i64,
 ) -> Result<i64, Error> {
     let Some(budget) = seen.budget else { return Ok(0) };
     let runs: Vec<RunId> = seen.holds.keys().copied().collect();
     let unsettled: i64 =
         cx.store.ended(tenant_id, &runs).await?.iter().map(|settled| settled.charge().get()).sum();
     let holds: i64 = seen.holds.values().map(|hold| hold.amount_usd_micros).sum();
-    Ok(budget.available_usd_micros + holds - available.get() - held.get() - unsettled)
+    Ok(budget.available_usd_micros + holds - ledger_usd_micros - unsettled)
 }
 
 /// Sweeps one tenant.
@@ -150,12 +150,12 @@ async fn difference(
     }
     // Without the lock this may be off by what commits in between; it only asks whether to look.
     let balance = cx.store.balance(tenant_id).await?;
-    if drift(cx, tenant_id, seen, balance.available, balance.held).await? == 0 {
+    if drift(cx, tenant_id, seen, balance.available.get() + balance.held.get()).await? == 0 {
         return Ok(None);
     }
     let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(None) };
     let seen = cx.budget.inspect(tenant_id).await?;
     let balance = books.balance().await?;
-    let drift = drift(cx, tenant_id, &seen, balance.available, balance.held).await?;
+    let drift = drift(cx, tenant_id, &seen, balance.available.get() + balance.held.get()).await?;
     Ok((drift != 0).then_some("the gate's total is not the ledger's"))
 }

@@ -404,7 +404,7 @@ async fn post(
             bail!("reference {reference:?} was used for a deposit of ${before} before; nothing changed")
         }
         Deposit::AboveMaximum { deposited } => bail!(
-            "{deposited} is deposited, and a tenant's deposits may not pass {}; nothing changed",
+            "${deposited} is deposited, and a tenant's deposits may not pass ${}; nothing changed",
             UsdMicros::MAX
         ),
     }
@@ -432,11 +432,13 @@ pub async fn resolve_run(
         Resolved::Ended(run) => run,
         Resolved::Absent => bail!("there is no run {run_id}"),
         Resolved::NotWaiting(run) => bail!(
-            "run {run_id} does not wait for a person: it is {} and its money {}",
+            "run {run_id} does not wait for a person: it is {} and its money {}; nothing changed",
             run.state.status(),
             run.state.money_state()
         ),
-        Resolved::AboveHold { reserved } => bail!("--charge is above the run's hold of {reserved}"),
+        Resolved::AboveHold { reserved } => {
+            bail!("--charge is above the run's hold of ${reserved}; nothing changed")
+        }
     };
     let document = json!({
         "run_id": run.run_id,
@@ -459,6 +461,10 @@ pub async fn audit(settings: &Settings, output: Output, receipts: bool) -> anyho
     let cx = context(settings).await?;
     let audit = flow::audit::audit(&cx, receipts).await?;
     let balanced = audit.differences.is_empty();
+    if audit.truncated {
+        let shown = flow::audit::FINDINGS_MAX;
+        eprint_line(&format!("there are more than {shown} differences; these are the first"));
+    }
     let document = json!({
         "balanced": balanced,
         "tenants": audit.tenants,

@@ -70,37 +70,171 @@ impl From<FindingRow> for Finding {
     }
 }
 
-impl Store {
-    /// Differences within the database: ledger against runs, and snapshots against the ledger.
-    ///
-    /// # Errors
-    /// [`Error`]
-    pub async fn audit_books(&self) -> Result<Vec<Finding>, Error> {
-        let mut findings: Vec<Finding> = Vec::new();
-        for (op, text) in [
-            ("audit_runs", include_str!("sql/audit_runs.sql")),
-            ("audit_tenants", include_str!("sql/audit_tenants.sql")),
-        ] {
-            let rows: Vec<FindingRow> = self.patient_rows(op, Sql::new(text)).await?;
-            findings.extend(rows.into_iter().map(Finding::from));
-        }
-        Ok(findings)
-    }
+/// One snapshot, and what it should be.
+#[derive(Clone, Copy, Debug, QueryableByName)]
+struct SnapshotRow {
+    #[diesel(sql_type = SqlUuid)]
+    tenant_id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    last_transfer_id: i64,
+    #[diesel(sql_type = BigInt)]
+    deposited: i64,
+    #[diesel(sql_type = BigInt)]
+    available: i64,
+    #[diesel(sql_type = BigInt)]
+    held: i64,
+    #[diesel(sql_type = BigInt)]
+    charged: i64,
+    #[diesel(sql_type = BigInt)]
+    expected_deposited: i64,
+    #[diesel(sql_type = BigInt)]
+    expected_available: i64,
+    #[diesel(sql_type = BigInt)]
+    expected_held: i64,
+    #[diesel(sql_type = BigInt)]
+    expected_charged: i64,
+}
 
-    /// How many runs there are.
+/// A tenant's books at one instant, as they are: an auditor must be able to read a balance that cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Books {
+    #[diesel(sql_type = SqlUuid)]
+    tenant_id: Uuid,
+    /// The epoch under which holds may be inserted.
+    #[diesel(sql_type = BigInt)]
+    pub budget_epoch: i64,
+    #[diesel(sql_type = BigInt)]
+    last_transfer_id: i64,
+    #[diesel(sql_type = BigInt)]
+    tail_rows: i64,
+    /// What can be spent.
+    #[diesel(sql_type = BigInt)]
+    pub available: i64,
+    /// What is set aside for open runs.
+    #[diesel(sql_type = BigInt)]
+    pub held: i64,
+    /// How many runs are open.
+    #[diesel(sql_type = BigInt)]
+    pub open_runs: i64,
+    /// What the open runs reserved.
+    #[diesel(sql_type = BigInt)]
+    pub open_reserved: i64,
+}
+
+impl Books {
+    /// The tenant.
+    pub fn tenant_id(&self) -> TenantId {
+        TenantId(self.tenant_id)
+    }
+}
+
+/// Where a scan of all runs stands: a range of their ids.
+#[derive(Clone, Copy, Debug)]
+pub struct RunRange {
+    after: Uuid,
+    upto: Uuid,
+    /// How many runs are in it.
+    pub runs: i64,
+}
+
+impl Store {
+    /// The range of the next `rows` runs after `prior`; `None` when that was the last. All ranges together
+    /// hold every id, so also those that only the ledger knows.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn count_runs(&self) -> Result<i64, Error> {
+    pub async fn audit_range(&self, prior: Option<RunRange>, rows: i64) -> Result<Option<RunRange>, Error> {
         #[derive(QueryableByName)]
-        struct Count {
+        struct Row {
             #[diesel(sql_type = BigInt)]
             runs: i64,
+            #[diesel(sql_type = Nullable<SqlUuid>)]
+            last: Option<Uuid>,
         }
-        let rows: Vec<Count> = self
-            .patient_rows("count_runs", Sql::new("-- count_runs\nSELECT count(*) AS runs FROM runs"))
-            .await?;
-        Ok(rows.first().map_or(0, |row| row.runs))
+        let after = prior.map_or(Uuid::nil(), |prior| prior.upto);
+        if after == Uuid::max() {
+            return Ok(None);
+        }
+        let sql = Sql::new(
+            "-- audit_range\nSELECT count(*) AS runs, (array_agg(run_id ORDER BY run_id DESC))[1] AS last \
+             FROM (SELECT run_id FROM runs WHERE run_id > $1::uuid ORDER BY run_id LIMIT $2::bigint) AS page",
+        )
+        .bind(after)
+        .bind(rows);
+        let page: Vec<Row> = self.patient_rows("audit_range", sql).await?;
+        let (runs, last) = page.first().map_or((0, None), |row| (row.runs, row.last));
+        let upto = last.filter(|_| runs == rows).unwrap_or(Uuid::max());
+        Ok(Some(RunRange { after, upto, runs }))
+    }
+
+    /// Where runs and ledger differ, in one range of runs.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_runs(&self, range: RunRange) -> Result<Vec<Finding>, Error> {
+        let sql = Sql::new(include_str!("sql/audit_runs.sql")).bind(range.after).bind(range.upto);
+        let rows: Vec<FindingRow> = self.patient_rows("audit_runs", sql).await?;
+        Ok(rows.into_iter().map(Finding::from).collect())
+    }
+
+    /// Where snapshots differ from the history that they stand for: the `rows` after `after`, and the last
+    /// that was looked at, if there was one.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_snapshots(
+        &self,
+        after: Option<(TenantId, i64)>,
+        rows: i64,
+    ) -> Result<(Vec<Finding>, Option<(TenantId, i64)>), Error> {
+        let (tenant, transfer) = after.map_or((Uuid::nil(), 0), |(tenant, transfer)| (tenant.0, transfer));
+        let sql = Sql::new(include_str!("sql/audit_snapshots.sql")).bind(tenant).bind(transfer).bind(rows);
+        let rows: Vec<SnapshotRow> = self.patient_rows("audit_snapshots", sql).await?;
+        let mut findings = Vec::new();
+        for row in &rows {
+            for (kind, expected, found) in [
+                ("snapshot_deposited", row.expected_deposited, row.deposited),
+                ("snapshot_available", row.expected_available, row.available),
+                ("snapshot_held", row.expected_held, row.held),
+                ("snapshot_charged", row.expected_charged, row.charged),
+            ] {
+                if expected != found {
+                    findings.push(Finding {
+                        kind: kind.to_owned(),
+                        tenant_id: TenantId(row.tenant_id),
+                        run_id: None,
+                        expected_usd_micros: expected,
+                        found_usd_micros: found,
+                        detail: format!(
+                            "the snapshot at transfer {} is not the one before it plus what was booked in between",
+                            row.last_transfer_id
+                        ),
+                    });
+                }
+            }
+        }
+        Ok((findings, rows.last().map(|row| (TenantId(row.tenant_id), row.last_transfer_id))))
+    }
+
+    /// The books of `rows` tenants after `after`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_tenants(&self, after: Option<TenantId>, rows: i64) -> Result<Vec<Books>, Error> {
+        let sql = Sql::new(include_str!("sql/audit_tenants.sql"))
+            .bind(after.map_or(Uuid::nil(), |tenant| tenant.0))
+            .bind(rows);
+        self.patient_rows("audit_tenants", sql).await
+    }
+
+    /// One tenant's books. Two that are equal say that none of its transfers was committed in between.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_tenant(&self, tenant_id: TenantId) -> Result<Option<Books>, Error> {
+        let before = tenant_id.0.as_u128().checked_sub(1).map(|id| TenantId(Uuid::from_u128(id)));
+        let books = self.audit_tenants(before, 1).await?.into_iter().next();
+        Ok(books.filter(|books| books.tenant_id == tenant_id.0))
     }
 
     /// Completed runs within their retention, in the order of their ids, after `after`.

@@ -5,10 +5,10 @@ use diesel::{
     QueryableByName,
     sql_types::{BigInt, Bytea, Text, Uuid as SqlUuid},
 };
-use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager as _};
+use diesel_async::TransactionManager as _;
 use uuid::Uuid;
 
-use super::{Connection, Error, STATEMENT_MAX, Store, rows_on, sql::Sql};
+use super::{Connection, Error, STATEMENT_MAX, Store, Transactions, rows_on, sql::Sql};
 use crate::domain::{
     id::{RunId, TenantId},
     idempotency::{PayloadHash, key_fingerprint},
@@ -75,8 +75,6 @@ pub struct LockedBooks {
 /// again that a rebuild which never committed had told Redis. Whole epochs stay below 2^53, Lua's limit, for
 /// 2^33 rebuilds.
 const EPOCH_TAIL: i64 = 1 << 20;
-
-type Transactions = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
 #[derive(QueryableByName)]
 struct BooksRow {

@@ -27,7 +27,8 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use diesel::{QueryableByName, sql_types::Timestamptz};
 use diesel_async::{
-    AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
+    AsyncConnection, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _,
+    TransactionManager as _,
     pooled_connection::{
         AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod,
         deadpool::{Object, Pool},
@@ -40,7 +41,7 @@ use self::sql::Sql;
 use crate::telemetry;
 
 pub use self::{
-    audit::{Finding, RunCharge},
+    audit::{Books, Finding, RunCharge, RunRange},
     books::{Balance, Deposit, LockedBooks, OpenHold},
     due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
@@ -68,6 +69,7 @@ const SESSION_SETUP: &str = "SET statement_timeout = '9s'; SET lock_timeout = '5
      SET idle_in_transaction_session_timeout = '15s'; SET timezone = 'UTC'; SET application_name = 'dpp'";
 
 type Connection = Object<AsyncPgConnection>;
+type Transactions = <AsyncPgConnection as AsyncConnection>::TransactionManager;
 
 /// A pool of connections to the database, and the clock's offset. Clones share both.
 #[derive(Clone)]
@@ -169,16 +171,30 @@ impl Store {
         answer
     }
 
-    /// The same, for an audit's long scans: on a session of its own, without the usual limits but
-    /// with one of ten minutes.
+    /// The same, for an audit's scans: with a limit of ten minutes, and unable to write.
     async fn patient_rows<T>(&self, op: &'static str, sql: Sql) -> Result<Vec<T>, Error>
     where
         T: QueryableByName<diesel::pg::Pg> + Send + 'static,
     {
-        let mut connection = Object::take(self.connection().await?);
-        connection.batch_execute("SET statement_timeout = '10min'").await?;
-        tracing::debug!(op, "scanning");
-        Ok(sql.load::<T>(&mut connection).await?)
+        let started = std::time::Instant::now();
+        let mut connection = self.connection().await?;
+        let answer = async {
+            Transactions::begin_transaction(&mut *connection).await?;
+            connection
+                .batch_execute("SET TRANSACTION READ ONLY; SET LOCAL statement_timeout = '10min'")
+                .await?;
+            let rows = sql.load::<T>(&mut connection).await?;
+            Transactions::commit_transaction(&mut *connection).await?;
+            Ok(rows)
+        }
+        .await;
+        metrics::histogram!("dpp_store_seconds", "op" => op).record(started.elapsed());
+        if answer.is_err() {
+            metrics::counter!("dpp_store_errors_total", "op" => op).increment(1);
+            // Its transaction may be open.
+            drop(Object::take(connection));
+        }
+        answer
     }
 
     /// The same, for at most one row.

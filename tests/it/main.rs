@@ -11,5 +11,6 @@ mod flow;
 mod harness;
 mod pack;
 mod role;
+mod scale;
 mod simulation;
 mod tidy;

@@ -591,7 +591,7 @@ async fn a_message_twice_is_work_once() {
 async fn a_reaper_that_dies_before_it_sends_puts_nothing_off() {
     let (app, _, _) = one_run(&[]).await;
     app.move_clock(TimeDelta::minutes(10));
-    assert_eq!(app.cx.store.due_sends(Duration::from_secs(3), 10).await.unwrap().len(), 1);
+    assert_eq!(app.cx.store.due_sends(Duration::from_secs(3), false, 10).await.unwrap().len(), 1);
     // It dies here. A lease later the next one sends, and for a while no copy follows.
     assert_eq!(app.pass(Pass::Unsent).await.found, 0);
     app.move_clock(TimeDelta::seconds(4));

@@ -47,10 +47,10 @@ async fn each_run(app: &TestApp) {
     let rows = app
         .place
         .sql(
-            "SELECT run.run_id, run.status, run.money_state, run.reserved_usd_micros, run.actual_cost_usd_micros,
-                (SELECT string_agg(kind || ' ' || amount_usd_micros, ',' ORDER BY kind) FROM ledger_transfers
-                 WHERE run_id = run.run_id) AS booked
-             FROM runs AS run",
+            "SELECT run.run_id, run.status, run.money_state, run.reserved_usd_micros, run.actual_cost_usd_micros, booked.rows
+             FROM runs AS run LEFT JOIN (
+                SELECT run_id, string_agg(kind || ' ' || amount_usd_micros, ',' ORDER BY kind) AS rows
+                FROM ledger_transfers GROUP BY run_id) AS booked USING (run_id)",
         )
         .await;
     for row in rows {

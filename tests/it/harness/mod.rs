@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod process;
+pub mod s3;
 pub mod script;
 pub mod services;
 pub mod wire;

@@ -102,6 +102,31 @@ pub async fn dpp(place: &Place, words: &[&str]) -> (i32, String, String) {
     )
 }
 
+/// The same, with how long it took and the most memory that it had, in KiB.
+pub async fn measured(place: &Place, words: &[&str]) -> ((i32, String, String), Duration, u64) {
+    let started = std::time::Instant::now();
+    let child = command(place, words, &[])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id().expect("it has not been waited for"));
+    let mut peak_kib = 0;
+    let mut output = std::pin::pin!(child.wait_with_output());
+    let output = loop {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
+        peak_kib = peak.and_then(|kib| kib.parse().ok()).unwrap_or(peak_kib);
+        if let Ok(output) = tokio::time::timeout(Duration::from_millis(10), &mut output).await {
+            break output.unwrap();
+        }
+    };
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().unwrap_or(-1);
+    ((code, text(output.stdout), text(output.stderr)), started.elapsed(), peak_kib)
+}
+
 fn command(place: &Place, words: &[&str], more: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dpp"));
     command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
