@@ -32,7 +32,7 @@ pub fn context(settings: &Settings, aws: &SdkConfig) -> anyhow::Result<Ctx> {
         results: Results::new(aws, s3_endpoint.as_deref(), bucket),
         packs: Registry::new(packs(settings)),
         pace: settings.pace(),
-        crash: crash(),
+        crash: crash()?,
     })
 }
 
@@ -80,14 +80,17 @@ pub async fn require_schema(settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// A flow's death for tests of real processes; never in release builds.
-fn crash() -> Crash {
+fn crash() -> anyhow::Result<Crash> {
     let crash = Crash::default();
     #[cfg(debug_assertions)]
     {
         #[expect(clippy::disallowed_methods, reason = "not a setting: exists in test builds alone")]
         if let Ok(name) = std::env::var("DPP_CRASH_AT") {
-            crash.arm_by_name(&name);
+            anyhow::ensure!(
+                crash.arm_by_name(&name),
+                "DPP_CRASH_AT is {name:?}; it would be `before` or `after` and the name of a CrashPoint"
+            );
         }
     }
-    crash
+    Ok(crash)
 }

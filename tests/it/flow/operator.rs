@@ -41,7 +41,7 @@ async fn a_contradiction_is_shouted_counted_shown_and_resolved_once_by_an_operat
     let s3 = S3::of(&app.place);
     // The first worker is a process that dies for real.
     let first = app.submit(&tenant, "run-0", "1").await;
-    let worker = Process::start(&app.place, &["work"], &[("DPP_CRASH_AT", "FinishAfterClaim")]);
+    let worker = Process::start(&app.place, &["work"], &[("DPP_CRASH_AT", "before FinishPut")]);
     assert_eq!(worker.ended().await, None, "it died");
     let mut runs = vec![(first, result_key(&app, first).await)];
     for number in 1..5 {
