@@ -55,6 +55,19 @@ enum Heard {
     Nothing,
 }
 
+impl Heard {
+    fn run(&self) -> Option<&Value> {
+        match self {
+            Self::Answer(202, run) => Some(run),
+            _ => None,
+        }
+    }
+
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Answer(422, _))
+    }
+}
+
 impl Market {
     pub fn new(urls: Vec<String>, page_url: String) -> Self {
         let http = reqwest::Client::builder().no_proxy().timeout(ANSWER_MAX).build().unwrap();
@@ -187,15 +200,15 @@ async fn place(market: &Market, owner: &Tenant, order: &mut Order, rng: &mut Std
                 market.submit(url, owner, &order.key, &order.body),
                 market.submit(other, owner, &order.key, &order.body),
             );
-            let refusals = [&one, &two].iter().filter(|heard| matches!(heard, Heard::Answer(422, _))).count();
-            if [&one, &two].iter().any(|heard| matches!(heard, Heard::Answer(202, _))) && refusals == 1 {
+            let mut both = [one, two];
+            if both.iter().any(Heard::is_refusal) && both.iter().any(|heard| heard.run().is_some()) {
                 market.count("accepted and refused at once");
             }
-            // Of two at once one may be refused and the other, a moment later, accepted.
-            let (first, second) =
-                if refusals == 1 && matches!(two, Heard::Answer(422, _)) { (two, one) } else { (one, two) };
-            let first = order.hear(first);
-            order.hear(second) | first
+            // Neither came before the other: a refusal or an older sight of the run may be heard last.
+            both.sort_by_key(|heard| {
+                (!heard.is_refusal(), heard.run().is_some_and(|run| !run["completed_at"].is_null()))
+            });
+            both.map(|heard| order.hear(heard)).contains(&true)
         } else {
             order.hear(market.submit(url, owner, &order.key, &order.body).await)
         };
