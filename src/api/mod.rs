@@ -3,11 +3,13 @@
 //! Handlers translate: they parse, call one flow, and show what it said. Flows run detached
 //! ([`crate::flow::Detached`]), so a client that hangs up never stops one.
 
+mod account;
 mod catalogue;
 mod context;
 mod extract;
 mod pages;
 pub mod problem;
+mod query;
 mod routes;
 mod runs;
 

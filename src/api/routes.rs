@@ -2,7 +2,7 @@
 
 use actix_web::web::{ServiceConfig, get, head, post, resource};
 
-use super::{catalogue, pages, runs};
+use super::{account, catalogue, pages, runs};
 
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
@@ -12,7 +12,8 @@ pub(super) fn api(config: &mut ServiceConfig) {
         .service(resource("/v1/runs/{run_id}/result").route(get().to(runs::result)))
         .service(resource("/v1/packs").route(get().to(catalogue::packs)))
         .service(resource("/v1/packs/{pack_type}").route(get().to(catalogue::pack)))
-        .service(resource("/v1/budget").route(get().to(catalogue::budget)))
+        .service(resource("/v1/usage").route(get().to(account::usage)))
+        .service(resource("/v1/budget").route(get().to(account::budget)))
         .service(resource("/errors/{slug}").route(get().to(pages::error)))
         .service(resource("/health").route(get().to(pages::health)).route(head().to(pages::health)))
         .service(resource("/readyz").route(get().to(pages::readyz)).route(head().to(pages::readyz)));

@@ -20,6 +20,7 @@ pub mod retain;
 pub mod submit;
 pub mod sweep;
 pub mod take;
+pub mod usage;
 
 use std::future::Future;
 

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::flow::{Changed, Ctx, Error, Tally, expire, reconcile, resend, retain, sweep};
+use crate::flow::{Changed, Ctx, Error, Tally, expire, reconcile, resend, retain, sweep, usage};
 
 /// Rows that a pass reads at once.
 const BATCH_ROWS_MAX: i64 = 200;
@@ -40,11 +40,13 @@ pub enum Pass {
     Retention,
     /// Ledgers with a long tail.
     Snapshots,
+    /// Days of usage that are over.
+    Usage,
 }
 
 impl Pass {
     /// All of them, in an order in which one repairs what the next would wait for.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Leases,
         Self::Claims,
         Self::Waiting,
@@ -52,6 +54,7 @@ impl Pass {
         Self::Reservations,
         Self::Retention,
         Self::Snapshots,
+        Self::Usage,
     ];
 
     /// Its name in logs and metrics.
@@ -64,6 +67,7 @@ impl Pass {
             Self::Reservations => "reservations",
             Self::Retention => "retention",
             Self::Snapshots => "snapshots",
+            Self::Usage => "usage",
         }
     }
 
@@ -87,6 +91,7 @@ impl Pass {
             Self::Reservations => reservations(cx).await,
             Self::Retention => retention(cx).await,
             Self::Snapshots => snapshots(cx).await,
+            Self::Usage => roll_ups(cx).await,
         }
     }
 }
@@ -290,5 +295,18 @@ async fn snapshots(cx: &Ctx) -> Result<Tally, Error> {
         Ok(Changed::Yes)
     })
     .await;
+    Ok(tally)
+}
+
+async fn roll_ups(cx: &Ctx) -> Result<Tally, Error> {
+    let (mut tally, mut after) = (Tally::default(), None);
+    for _ in 0..BATCHES_MAX {
+        let due = cx.store.due_roll_ups(after, BATCH_ROWS_MAX).await?;
+        let Some(last) = due.last() else { break };
+        after = Some(last.tenant_id);
+        if !act(due, &mut tally, |due| async move { usage::roll_up(cx, due).await }).await {
+            break;
+        }
+    }
     Ok(tally)
 }

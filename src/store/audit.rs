@@ -71,7 +71,7 @@ impl From<FindingRow> for Finding {
 }
 
 impl Store {
-    /// Differences within the database: ledger against runs, and snapshots against the ledger.
+    /// Differences within the database: ledger against runs, and snapshots and usage against the ledger.
     ///
     /// # Errors
     /// [`Error`]
@@ -80,6 +80,7 @@ impl Store {
         for (op, text) in [
             ("audit_runs", include_str!("sql/audit_runs.sql")),
             ("audit_tenants", include_str!("sql/audit_tenants.sql")),
+            ("audit_usage", include_str!("sql/audit_usage.sql")),
         ] {
             let rows: Vec<FindingRow> = self.patient_rows(op, Sql::new(text)).await?;
             findings.extend(rows.into_iter().map(Finding::from));

@@ -14,6 +14,7 @@ mod row;
 mod runs;
 mod sql;
 mod tenants;
+mod usage;
 
 use std::{
     sync::{
@@ -48,6 +49,7 @@ pub use self::{
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},
     tenants::TenantRecord,
+    usage::{DueRollUp, UsageRow},
 };
 
 /// How long a caller waits for a connection.

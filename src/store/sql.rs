@@ -3,12 +3,14 @@
 //! `diesel::sql_query` is prepared anew on every call, which doubles the round trips of the hot path.
 //! A [`Sql`] is keyed by its text instead, so each connection prepares each file once.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use diesel::{
     QueryResult,
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
-    sql_types::{Array, BigInt, Bytea, Integer, Json, Nullable, Text, Timestamptz, Untyped, Uuid as SqlUuid},
+    sql_types::{
+        Array, BigInt, Bytea, Date, Integer, Json, Nullable, Text, Timestamptz, Untyped, Uuid as SqlUuid,
+    },
 };
 use uuid::Uuid;
 
@@ -30,6 +32,7 @@ pub(super) enum Bind {
     Bytes(Vec<u8>),
     Json(serde_json::Value),
     Time(Option<DateTime<Utc>>),
+    Date(NaiveDate),
 }
 
 macro_rules! bind_from {
@@ -54,6 +57,7 @@ bind_from! {
     Vec<u8> => |value| Self::Bytes(value);
     serde_json::Value => |value| Self::Json(value);
     Option<DateTime<Utc>> => |value| Self::Time(value);
+    NaiveDate => |value| Self::Date(value);
 }
 
 impl Sql {
@@ -106,6 +110,7 @@ fn push<'b>(out: &mut AstPass<'_, 'b, Pg>, bind: &'b Bind) -> QueryResult<()> {
         Bind::Bytes(value) => out.push_bind_param::<Bytea, _>(value),
         Bind::Json(value) => out.push_bind_param::<Json, _>(value),
         Bind::Time(value) => out.push_bind_param::<Nullable<Timestamptz>, _>(value),
+        Bind::Date(value) => out.push_bind_param::<Date, _>(value),
     }
 }
 

@@ -1,5 +1,8 @@
 //! The API's doors: every path needs a key, every error is a problem, and nobody sees another's.
 
+mod past;
+mod usage;
+
 use dpp::api::problem::{Kind, Problem};
 use reqwest::Method;
 use serde_json::{Value, json};
