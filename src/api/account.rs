@@ -1,4 +1,4 @@
-//! `/v1/budget`, `/v1/usage`: what a tenant has, and what it has spent.
+//! `/v1/budget`, `/v1/usage`, `/v1/ledger`: what a tenant has, and what it has spent.
 
 use std::collections::BTreeMap;
 
@@ -9,16 +9,17 @@ use super::{
     App,
     context::ids,
     extract::Caller,
+    page::List,
     problem::{Kind, Problem},
     query::{Query, wrong},
 };
 use crate::{
     domain::money::UsdMicros,
     flow::{
-        self,
+        self, list,
         usage::{self, BadRange, DAYS_MAX, Usage},
     },
-    store::UsageRow,
+    store::{Entry, UsageRow},
 };
 
 /// `GET /v1/budget`
@@ -61,6 +62,34 @@ pub async fn usage(app: Data<App>, request: HttpRequest, caller: Caller) -> Resu
             Err(wrong("end_date", &format!("must be within {DAYS_MAX} days, start_date included")))
         }
     }
+}
+
+/// `GET /v1/ledger`
+pub async fn ledger(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
+    let trace_id = ids(&request).trace_id;
+    let tenant_id = caller.0.tenant_id;
+    let query = Query::of(&request, &["limit", "cursor"]);
+    let list = List::of(&app, &request, tenant_id, query, "ledger", ()).await?;
+    let after = list.after(|place| Some(i64::from_be_bytes(place.try_into().ok()?)))?;
+    let (cx, limit) = (app.cx.clone(), list.limit);
+    let page = app.detached.run(async move { list::statement(&cx, tenant_id, after, limit).await }).await;
+    let page =
+        page.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    let next = page.rows.last().filter(|_| page.more).map(|entry| entry.transfer_id.to_be_bytes());
+    let entry = |entry: &Entry| {
+        json!({
+            "kind": entry.kind,
+            "debit": entry.debit_account,
+            "credit": entry.credit_account,
+            "amount_usd": entry.amount,
+            "run_id": entry.run_id,
+            "reference": entry.reference,
+            "created_at": entry.created_at,
+            "available_usd": entry.available,
+        })
+    };
+    let data = page.rows.iter().map(entry).collect();
+    Ok(list.answer(&app, &request, data, next.as_ref().map(<[u8; 8]>::as_slice)))
 }
 
 /// Runs and their charges, summed.

@@ -7,6 +7,7 @@ mod account;
 mod catalogue;
 mod context;
 mod extract;
+mod page;
 mod pages;
 pub mod problem;
 mod query;
@@ -19,7 +20,7 @@ use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, w
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{api_key::KeyDigest, plan::Caller},
+    domain::{api_key::KeyDigest, cursor::CursorKey, plan::Caller},
     flow::{
         self, Ctx, Detached,
         probe::{self, Probe},
@@ -54,6 +55,7 @@ pub struct App {
     public_url: String,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
+    cursor_key: tokio::sync::OnceCell<CursorKey>,
 }
 
 impl App {
@@ -61,7 +63,14 @@ impl App {
     pub fn new(cx: Arc<Ctx>, detached: Detached, public_url: String) -> Self {
         let callers =
             moka::future::Cache::builder().max_capacity(CALLERS_MAX).time_to_live(CALLER_TTL).build();
-        Self { cx, detached, public_url, callers, probed: tokio::sync::Mutex::default() }
+        Self {
+            cx,
+            detached,
+            public_url,
+            callers,
+            probed: tokio::sync::Mutex::default(),
+            cursor_key: tokio::sync::OnceCell::new(),
+        }
     }
 
     /// Whose key this is. Without a query while it is remembered.

@@ -1,7 +1,9 @@
 //! Query strings: only known fields, each once, each judged; every field that is wrong is named.
 
+use std::str::FromStr;
+
 use actix_web::HttpRequest;
-use chrono::NaiveDate;
+use chrono::{DateTime, NaiveDate, Utc};
 
 use super::problem::{Kind, Problem};
 use crate::pack::FieldError;
@@ -51,6 +53,37 @@ impl Query {
     /// A day.
     pub fn day(&mut self, name: &str) -> Option<NaiveDate> {
         self.value(name, "must be a day of the calendar as YYYY-MM-DD, such as 2028-02-29", day)
+    }
+
+    /// An instant.
+    pub fn time(&mut self, name: &str) -> Option<DateTime<Utc>> {
+        let right =
+            "must be a time as RFC 3339 writes it, such as 2028-02-29T12:00:00Z; a + in it is written %2B";
+        self.value(name, right, |text| Some(DateTime::parse_from_rfc3339(text).ok()?.with_timezone(&Utc)))
+    }
+
+    /// One of these words.
+    pub fn word(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
+        let right = format!("must be one of {}", words.join(", "));
+        self.value(name, &right, |text| words.iter().copied().find(|word| *word == text))
+    }
+
+    /// A pack's name, whether or not there is such a pack now.
+    pub fn pack_type(&mut self, name: &str) -> Option<String> {
+        let read = |text: &str| {
+            let sound = (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+            sound.then(|| text.to_owned())
+        };
+        self.value(name, "must be the name of a pack, such as decision", read)
+    }
+
+    /// How many rows a page has.
+    pub fn limit(&mut self, default: u16) -> u16 {
+        let read = |text: &str| {
+            let plain = text.bytes().all(|byte| byte.is_ascii_digit());
+            u16::from_str(text).ok().filter(|limit| plain && (1..=100).contains(limit))
+        };
+        self.value("limit", "must be a whole number from 1 to 100", read).unwrap_or(default)
     }
 
     /// Ends the reading.

@@ -7,11 +7,12 @@ use super::{account, catalogue, pages, runs};
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
     config
-        .service(resource("/v1/runs").route(post().to(runs::submit)))
+        .service(resource("/v1/runs").route(get().to(runs::list)).route(post().to(runs::submit)))
         .service(resource("/v1/runs/{run_id}").route(get().to(runs::get)))
         .service(resource("/v1/runs/{run_id}/result").route(get().to(runs::result)))
         .service(resource("/v1/packs").route(get().to(catalogue::packs)))
         .service(resource("/v1/packs/{pack_type}").route(get().to(catalogue::pack)))
+        .service(resource("/v1/ledger").route(get().to(account::ledger)))
         .service(resource("/v1/usage").route(get().to(account::usage)))
         .service(resource("/v1/budget").route(get().to(account::budget)))
         .service(resource("/errors/{slug}").route(get().to(pages::error)))

@@ -9,6 +9,7 @@
 //! finish it. The *gate* is Redis, the *ledger* is PostgreSQL and always right.
 
 pub mod api_key;
+pub mod cursor;
 pub mod id;
 pub mod idempotency;
 pub mod money;

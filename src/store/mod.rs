@@ -9,6 +9,7 @@ mod books;
 mod due;
 mod error;
 mod keys;
+mod lists;
 mod migrate;
 mod row;
 mod runs;
@@ -46,6 +47,7 @@ pub use self::{
     due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
     keys::KeyRecord,
+    lists::{Entry, RunFilter, RunPlace},
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},
     tenants::TenantRecord,
