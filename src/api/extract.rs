@@ -1,6 +1,6 @@
 //! What handlers are given: who calls, and the request's parts, with the house's errors.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use actix_web::{
     FromRequest, HttpRequest,
@@ -23,6 +23,8 @@ use crate::{
 
 /// The largest body.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// How long a body may take to arrive.
+const BODY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Whoever holds the request's API key.
 pub struct Caller(pub plan::Caller);
@@ -48,6 +50,27 @@ impl FromRequest for Caller {
             let found = app.caller(key.digest()).await;
             let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
             found.map(Self).ok_or_else(refused)
+        })
+    }
+}
+
+/// A request's body, whole, within its limits of size and time.
+pub struct Body(pub web::Bytes);
+
+impl FromRequest for Body {
+    type Error = actix_web::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, actix_web::Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let bytes = web::Bytes::from_request(request, payload);
+        Box::pin(async move {
+            match tokio::time::timeout(BODY_WAIT_MAX, bytes).await {
+                Ok(bytes) => Ok(Self(bytes?)),
+                Err(_) => {
+                    let detail = format!("The body did not arrive within {} s.", BODY_WAIT_MAX.as_secs());
+                    Err(Problem::new(Kind::InvalidRequest, detail).into())
+                }
+            }
         })
     }
 }

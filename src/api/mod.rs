@@ -6,6 +6,7 @@
 mod account;
 mod catalogue;
 mod context;
+mod cors;
 mod extract;
 mod page;
 mod pages;
@@ -20,6 +21,7 @@ use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, w
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    config::Origins,
     domain::{api_key::KeyDigest, cursor::CursorKey, plan::Caller},
     flow::{
         self, Ctx, Detached,
@@ -53,6 +55,7 @@ pub struct App {
     cx: Arc<Ctx>,
     detached: Detached,
     public_url: String,
+    origins: Origins,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
@@ -67,10 +70,17 @@ impl App {
             cx,
             detached,
             public_url,
+            origins: Origins::default(),
             callers,
             probed: tokio::sync::Mutex::default(),
             cursor_key: tokio::sync::OnceCell::new(),
         }
+    }
+
+    /// The same, for browsers' pages of these origins too.
+    #[must_use]
+    pub fn with_origins(self, origins: Origins) -> Self {
+        Self { origins, ..self }
     }
 
     /// Whose key this is. Without a query while it is remembered.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     App,
     context::{Ids, ids},
-    extract::{Caller, idempotency_key, json_object},
+    extract::{Body, Caller, idempotency_key, json_object},
     page::List,
     problem::{Kind, Problem},
     query::Query,
@@ -45,11 +45,11 @@ pub async fn submit(
     app: Data<App>,
     request: HttpRequest,
     caller: Caller,
-    body: web::Bytes,
+    body: Body,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
     let key = idempotency_key(&request)?;
-    let members = json_object(&request, &body)?;
+    let members = json_object(&request, &body.0)?;
     let order = order(members, key, &ids)?;
     let cx = app.cx.clone();
     let accepted = app.detached.run(async move { submit::submit(&cx, &caller.0, order).await }).await;
