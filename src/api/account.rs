@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     App,
     context::ids,
-    extract::Caller,
+    extract::{Caller, UsageRead},
     page::List,
     problem::{Kind, Problem},
     query::{Query, wrong},
@@ -23,7 +23,11 @@ use crate::{
 };
 
 /// `GET /v1/budget`
-pub async fn budget(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
+pub async fn budget(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
     let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
     let balance = app.detached.run(async move { Ok(cx.store.balance(tenant_id).await?) }).await;
@@ -40,7 +44,11 @@ pub async fn budget(app: Data<App>, request: HttpRequest, caller: Caller) -> Res
 }
 
 /// `GET /v1/usage`
-pub async fn usage(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
+pub async fn usage(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
     let mut query = Query::of(&request, &["start_date", "end_date"]);
     let (first, last) = (query.day("start_date"), query.day("end_date"));
@@ -65,7 +73,11 @@ pub async fn usage(app: Data<App>, request: HttpRequest, caller: Caller) -> Resu
 }
 
 /// `GET /v1/ledger`
-pub async fn ledger(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
+pub async fn ledger(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
     let tenant_id = caller.0.tenant_id;
     let query = Query::of(&request, &["limit", "cursor"]);

@@ -127,6 +127,9 @@ fn house_form(response: ServiceResponse<BoxBody>, ids: &Ids) -> ServiceResponse<
     let mut answer = HttpResponse::build(problem.kind.status());
     answer.content_type("application/problem+json").insert_header((header::CACHE_CONTROL, "no-store"));
     match problem.kind {
+        Kind::InsufficientScope => {
+            answer.insert_header((header::WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\""));
+        }
         Kind::Unauthorized => drop(answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"))),
         Kind::Unavailable => drop(answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS.to_string()))),
         _ => {}

@@ -8,6 +8,7 @@ mod catalogue;
 mod context;
 mod cors;
 mod extract;
+mod keys;
 mod page;
 mod pages;
 pub mod problem;
@@ -89,8 +90,16 @@ impl App {
             return Ok(caller);
         }
         let cx = Arc::clone(&self.cx);
-        let caller = self.detached.run(async move { Ok(cx.store.find_caller(digest).await?) }).await;
+        let caller = self.detached.run(async move { flow::keys::caller(&cx, digest).await }).await;
         let caller = caller.map_err(flow::Error::from).flatten()?;
+        let caller = caller.map(|(caller, untouched)| {
+            if untouched {
+                // Nobody waits for it.
+                let (cx, key_id) = (Arc::clone(&self.cx), caller.key_id);
+                drop(self.detached.run(async move { flow::keys::touch(&cx, key_id).await }));
+            }
+            caller
+        });
         self.callers.insert(digest, caller.clone()).await;
         Ok(caller)
     }

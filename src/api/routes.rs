@@ -2,10 +2,10 @@
 
 use actix_web::{
     FromRequest, Handler, Resource, Responder,
-    web::{ServiceConfig, get, head, post, resource},
+    web::{ServiceConfig, delete, get, head, post, resource},
 };
 
-use super::{account, catalogue, pages, runs};
+use super::{account, catalogue, keys, pages, runs};
 
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
@@ -18,6 +18,9 @@ pub(super) fn api(config: &mut ServiceConfig) {
         .service(read("/v1/budget", account::budget))
         .service(read("/v1/usage", account::usage))
         .service(read("/v1/ledger", account::ledger))
+        .service(read("/v1/keys", keys::list).route(post().to(keys::create)))
+        .service(resource("/v1/keys/{key_id}").route(delete().to(keys::revoke)))
+        .service(resource("/v1/keys/{key_id}/rotate").route(post().to(keys::rotate)))
         .service(read("/errors", pages::errors))
         .service(read("/errors/{slug}", pages::error))
         .service(read("/llms.txt", pages::llms))

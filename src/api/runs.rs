@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{
     App,
     context::{Ids, ids},
-    extract::{Body, Caller, idempotency_key, json_object},
+    extract::{Body, Caller, RunsRead, RunsWrite, idempotency_key, json_object},
     page::List,
     problem::{Kind, Problem},
     query::Query,
@@ -44,7 +44,7 @@ const PACK_TYPE_CHARS_MAX: usize = 64;
 pub async fn submit(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
+    caller: Caller<RunsWrite>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
@@ -74,7 +74,11 @@ pub async fn submit(
 }
 
 /// `GET /v1/runs`
-pub async fn list(app: Data<App>, request: HttpRequest, caller: Caller) -> Result<HttpResponse, Problem> {
+pub async fn list(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<RunsRead>,
+) -> Result<HttpResponse, Problem> {
     const FIELDS: [&str; 6] = ["status", "pack_type", "created_after", "created_before", "limit", "cursor"];
     let ids = ids(&request);
     let tenant_id = caller.0.tenant_id;
@@ -111,7 +115,7 @@ fn run_place(bytes: &[u8]) -> Option<RunPlace> {
 pub async fn get(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
+    caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
@@ -124,7 +128,7 @@ pub async fn get(
 pub async fn result(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
+    caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);

@@ -18,3 +18,4 @@ pub mod price;
 pub mod receipt;
 pub mod reconcile;
 pub mod run;
+pub mod scope;

@@ -1,12 +1,17 @@
 //! List: pages of what a tenant has, newest first.
 
+use chrono::{DateTime, Utc};
+
 use super::{
     Ctx, Error,
     read::{self, Link},
 };
 use crate::{
-    domain::{id::TenantId, run::Run},
-    store::{Entry, RunFilter, RunPlace},
+    domain::{
+        id::{KeyId, TenantId},
+        run::Run,
+    },
+    store::{Entry, KeyRecord, RunFilter, RunPlace},
 };
 
 /// A page, and whether there is more behind it.
@@ -46,6 +51,19 @@ pub async fn runs(
         rows.push((run, link));
     }
     Ok(Page { rows, more: page.more })
+}
+
+/// A page of the tenant's keys.
+///
+/// # Errors
+/// [`Error`]
+pub async fn keys(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    after: Option<(DateTime<Utc>, KeyId)>,
+    limit: u16,
+) -> Result<Page<KeyRecord>, Error> {
+    Ok(Page::cut(cx.store.list_keys(tenant_id, after, i64::from(limit) + 1).await?, limit))
 }
 
 /// A page of the tenant's ledger entries.

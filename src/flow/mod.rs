@@ -10,6 +10,7 @@ pub mod crash;
 pub mod deposit;
 pub mod expire;
 pub mod finish;
+pub mod keys;
 pub mod list;
 pub mod probe;
 pub mod read;

@@ -46,7 +46,7 @@ pub use self::{
     books::{Balance, Deposit, LockedBooks, OpenHold},
     due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
-    keys::KeyRecord,
+    keys::{KeyRecord, NewKey},
     lists::{Entry, RunFilter, RunPlace},
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},

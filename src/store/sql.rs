@@ -27,6 +27,7 @@ pub(super) enum Bind {
     Uuid(Option<Uuid>),
     Uuids(Vec<Uuid>),
     Text(Option<String>),
+    Texts(Option<Vec<String>>),
     BigInt(i64),
     Integer(i32),
     Bytes(Vec<u8>),
@@ -52,6 +53,7 @@ bind_from! {
     &str => |value| Self::Text(Some(value.to_owned()));
     String => |value| Self::Text(Some(value));
     Option<String> => |value| Self::Text(value);
+    Option<Vec<String>> => |value| Self::Texts(value);
     i64 => |value| Self::BigInt(value);
     i32 => |value| Self::Integer(value);
     Vec<u8> => |value| Self::Bytes(value);
@@ -105,6 +107,7 @@ fn push<'b>(out: &mut AstPass<'_, 'b, Pg>, bind: &'b Bind) -> QueryResult<()> {
         Bind::Uuid(value) => out.push_bind_param::<Nullable<SqlUuid>, _>(value),
         Bind::Uuids(values) => out.push_bind_param::<Array<SqlUuid>, _>(values),
         Bind::Text(value) => out.push_bind_param::<Nullable<Text>, _>(value),
+        Bind::Texts(values) => out.push_bind_param::<Nullable<Array<Text>>, _>(values),
         Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
         Bind::Integer(value) => out.push_bind_param::<Integer, _>(value),
         Bind::Bytes(value) => out.push_bind_param::<Bytea, _>(value),

@@ -1,6 +1,7 @@
 //! The API's doors: every path needs a key, every error is a problem, and nobody sees another's.
 
 mod edge;
+mod keys;
 mod lists;
 mod past;
 mod usage;
