@@ -241,6 +241,17 @@ async fn the_auditor_sees_a_day_that_was_rolled_up_wrong() {
         );
         app.place.sql(&format!("UPDATE tenant_usage_daily SET {right}")).await;
     }
+    // What the runbook says: from then on the ledger speaks for itself, and is rolled up anew.
+    app.place.sql("UPDATE tenant_usage_daily SET runs = 7, charged_usd_micros = 7").await;
+    let anew =
+        "BEGIN; UPDATE tenant_usage_marks SET last_transfer_id = 0; DELETE FROM tenant_usage_daily; COMMIT";
+    app.place.sql(anew).await;
+    let expected = json!({"runs": 1, "charged_usd": "0.0003"});
+    for rolled in [0, 1] {
+        assert_eq!(usage(&app, &tenant, "?end_date=2026-01-31").await["total"], expected);
+        assert_eq!(app.pass(Pass::Usage).await.changed, 1 - rolled);
+    }
+    assert_eq!(app.cx.store.audit_books().await.unwrap(), []);
     app.finish().await;
 }
 
