@@ -4,13 +4,17 @@ use actix_web::{
     Error, HttpMessage as _, HttpRequest, HttpResponse,
     body::{BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, HeaderName, HeaderValue},
+    http::{
+        Method, StatusCode,
+        header::{self, HeaderName, HeaderValue},
+    },
     middleware::Next,
     web::Data,
 };
 
 use super::{
     App,
+    cors::{self, Browser},
     problem::{Kind, Problem, RETRY_AFTER_SECS},
 };
 use crate::domain::id::TraceId;
@@ -60,9 +64,12 @@ pub async fn surround(
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let started = std::time::Instant::now();
     let ids = Ids::of(&request);
+    let browser = Browser::of(request.method(), request.headers());
     request.extensions_mut().insert(ids.clone());
     // Handlers' and extractors' errors come as answers; there is no middleware below that could fail.
-    let mut response = house_form(next.call(request).await?.map_into_boxed_body(), &ids);
+    let mut response = house_form(options(next.call(request).await?.map_into_boxed_body()), &ids);
+    let app = response.request().app_data::<Data<App>>().cloned();
+    let path = response.request().path().to_owned();
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
         headers.insert(REQUEST_ID, value);
@@ -70,9 +77,31 @@ pub async fn surround(
     if let Ok(value) = HeaderValue::from_str(&ids.trace_id.to_traceparent()) {
         headers.insert(TRACEPARENT, value);
     }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(app) = app {
+        let methods = headers.get(header::ALLOW).cloned();
+        browser.tell(&app.origins, methods, headers);
+    }
+    cors::guard(&path, headers);
     record(&response, &ids, started.elapsed());
     Ok(response)
+}
+
+/// Answers OPTIONS, and says of every path that it is one of its methods. No handler knows of it: it is what
+/// is left where no route has the method.
+fn options(mut response: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        return response;
+    }
+    let allow = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
+    let Some(allow) = allow.and_then(|allow| HeaderValue::from_str(&format!("{allow}, OPTIONS")).ok()) else {
+        return response;
+    };
+    if response.request().method() == Method::OPTIONS {
+        let answer = HttpResponse::NoContent().insert_header((header::ALLOW, allow)).finish();
+        return response.into_response(answer);
+    }
+    response.headers_mut().insert(header::ALLOW, allow);
+    response
 }
 
 /// Gives an error answer a problem's body.
@@ -98,6 +127,9 @@ fn house_form(response: ServiceResponse<BoxBody>, ids: &Ids) -> ServiceResponse<
     let mut answer = HttpResponse::build(problem.kind.status());
     answer.content_type("application/problem+json").insert_header((header::CACHE_CONTROL, "no-store"));
     match problem.kind {
+        Kind::InsufficientScope => {
+            answer.insert_header((header::WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\""));
+        }
         Kind::Unauthorized => drop(answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"))),
         Kind::Unavailable => drop(answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS.to_string()))),
         _ => {}

@@ -1,6 +1,6 @@
 //! What handlers are given: who calls, and the request's parts, with the house's errors.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, marker::PhantomData, pin::Pin, time::Duration};
 
 use actix_web::{
     FromRequest, HttpRequest,
@@ -16,18 +16,50 @@ use super::{
     problem::{Kind, Problem},
 };
 use crate::{
-    domain::{api_key::ApiKey, idempotency::IdempotencyKey, plan},
+    domain::{api_key::ApiKey, idempotency::IdempotencyKey, plan, scope::Scope},
     pack::FieldError,
     wire::json,
 };
 
 /// The largest body.
 pub const BODY_BYTES_MAX: usize = 256 * 1024;
+/// How long a body may take to arrive.
+const BODY_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Whoever holds the request's API key.
-pub struct Caller(pub plan::Caller);
+/// Whoever holds the request's API key, which has the right that `N` names.
+pub struct Caller<N>(pub plan::Caller, PhantomData<N>);
 
-impl FromRequest for Caller {
+/// What a handler needs its caller's key to have.
+pub trait Needs: 'static {
+    /// The right; `None` where any key will do.
+    const SCOPE: Option<Scope>;
+}
+
+macro_rules! needs {
+    ($($(#[$doc:meta])* $name:ident $scope:expr;)*) => {$(
+        $(#[$doc])*
+        pub struct $name;
+
+        impl Needs for $name {
+            const SCOPE: Option<Scope> = $scope;
+        }
+    )*};
+}
+
+needs! {
+    /// Any key.
+    AnyKey None;
+    /// One that may buy runs.
+    RunsWrite Some(Scope::RunsWrite);
+    /// One that may see runs.
+    RunsRead Some(Scope::RunsRead);
+    /// One that may see the tenant's money.
+    UsageRead Some(Scope::UsageRead);
+    /// One that may manage keys.
+    KeysManage Some(Scope::KeysManage);
+}
+
+impl<N: Needs> FromRequest for Caller<N> {
     type Error = Problem;
     type Future = Pin<Box<dyn Future<Output = Result<Self, Problem>>>>;
 
@@ -47,7 +79,35 @@ impl FromRequest for Caller {
                 .ok_or_else(refused)?;
             let found = app.caller(key.digest()).await;
             let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
-            found.map(Self).ok_or_else(refused)
+            let caller = found.ok_or_else(refused)?;
+            match N::SCOPE.filter(|scope| !caller.scopes.allow(*scope)) {
+                None => Ok(Self(caller, PhantomData)),
+                Some(scope) => Err(Problem::new(
+                    Kind::InsufficientScope,
+                    format!("This needs a key with the scope {}.", scope.name()),
+                )),
+            }
+        })
+    }
+}
+
+/// A request's body, whole, within its limits of size and time.
+pub struct Body(pub web::Bytes);
+
+impl FromRequest for Body {
+    type Error = actix_web::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self, actix_web::Error>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let bytes = web::Bytes::from_request(request, payload);
+        Box::pin(async move {
+            match tokio::time::timeout(BODY_WAIT_MAX, bytes).await {
+                Ok(bytes) => Ok(Self(bytes?)),
+                Err(_) => {
+                    let detail = format!("The body did not arrive within {} s.", BODY_WAIT_MAX.as_secs());
+                    Err(Problem::new(Kind::InvalidRequest, detail).into())
+                }
+            }
         })
     }
 }

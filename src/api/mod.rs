@@ -3,11 +3,16 @@
 //! Handlers translate: they parse, call one flow, and show what it said. Flows run detached
 //! ([`crate::flow::Detached`]), so a client that hangs up never stops one.
 
+mod account;
 mod catalogue;
 mod context;
+mod cors;
 mod extract;
+mod keys;
+mod page;
 mod pages;
 pub mod problem;
+mod query;
 mod routes;
 mod runs;
 
@@ -17,7 +22,8 @@ use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, w
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{api_key::KeyDigest, plan::Caller},
+    config::Origins,
+    domain::{api_key::KeyDigest, cursor::CursorKey, plan::Caller},
     flow::{
         self, Ctx, Detached,
         probe::{self, Probe},
@@ -50,8 +56,10 @@ pub struct App {
     cx: Arc<Ctx>,
     detached: Detached,
     public_url: String,
+    origins: Origins,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
+    cursor_key: tokio::sync::OnceCell<CursorKey>,
 }
 
 impl App {
@@ -59,7 +67,21 @@ impl App {
     pub fn new(cx: Arc<Ctx>, detached: Detached, public_url: String) -> Self {
         let callers =
             moka::future::Cache::builder().max_capacity(CALLERS_MAX).time_to_live(CALLER_TTL).build();
-        Self { cx, detached, public_url, callers, probed: tokio::sync::Mutex::default() }
+        Self {
+            cx,
+            detached,
+            public_url,
+            origins: Origins::default(),
+            callers,
+            probed: tokio::sync::Mutex::default(),
+            cursor_key: tokio::sync::OnceCell::new(),
+        }
+    }
+
+    /// The same, for browsers' pages of these origins too.
+    #[must_use]
+    pub fn with_origins(self, origins: Origins) -> Self {
+        Self { origins, ..self }
     }
 
     /// Whose key this is. Without a query while it is remembered.
@@ -68,8 +90,16 @@ impl App {
             return Ok(caller);
         }
         let cx = Arc::clone(&self.cx);
-        let caller = self.detached.run(async move { Ok(cx.store.find_caller(digest).await?) }).await;
+        let caller = self.detached.run(async move { flow::keys::caller(&cx, digest).await }).await;
         let caller = caller.map_err(flow::Error::from).flatten()?;
+        let caller = caller.map(|(caller, untouched)| {
+            if untouched {
+                // Nobody waits for it.
+                let (cx, key_id) = (Arc::clone(&self.cx), caller.key_id);
+                drop(self.detached.run(async move { flow::keys::touch(&cx, key_id).await }));
+            }
+            caller
+        });
         self.callers.insert(digest, caller.clone()).await;
         Ok(caller)
     }

@@ -57,7 +57,9 @@ problems! {
     KeyRequired            BAD_REQUEST            "idempotency-key-required"  "An Idempotency-Key is required"           "Send a header Idempotency-Key with a value of your own for each new run, such as a UUID.";
     KeyInvalid             BAD_REQUEST            "idempotency-key-invalid"   "The Idempotency-Key is malformed"         "Use 1 to 255 visible ASCII characters.";
     InvalidAmount          BAD_REQUEST            "invalid-amount"            "The amount is malformed"                  "Write US dollars as a string with at most 4 decimals, such as \"5.00\".";
+    InvalidCursor          BAD_REQUEST            "invalid-cursor"            "The cursor does not belong to this list"  "Send next_cursor as you were given it, with the same key's tenant and the same filters; or begin again without one.";
     Unauthorized           UNAUTHORIZED           "unauthorized"              "A valid API key is required"              "Send a header Authorization: Bearer with your API key. It may be mistyped, revoked or expired.";
+    InsufficientScope      FORBIDDEN              "insufficient-scope"        "The API key may not do this"              "Use a key that has the scope that `detail` names, or ask whoever manages the keys for one.";
     TenantSuspended        FORBIDDEN              "tenant-suspended"          "The tenant is suspended"                  "Ask the operator. Runs can still be read.";
     PackNotAllowed         FORBIDDEN              "pack-not-allowed"          "The plan does not include this pack"      "Choose another pack, or another plan.";
     NotFound               NOT_FOUND              "not-found"                 "There is nothing here"                    "Check the path and the id.";

@@ -1,27 +1,48 @@
 //! Every path, in one screen.
 
-use actix_web::web::{ServiceConfig, get, head, post, resource};
+use actix_web::{
+    FromRequest, Handler, Resource, Responder,
+    web::{ServiceConfig, delete, get, head, post, resource},
+};
 
-use super::{catalogue, pages, runs};
+use super::{account, catalogue, keys, pages, runs};
 
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
     config
-        .service(resource("/v1/runs").route(post().to(runs::submit)))
-        .service(resource("/v1/runs/{run_id}").route(get().to(runs::get)))
-        .service(resource("/v1/runs/{run_id}/result").route(get().to(runs::result)))
-        .service(resource("/v1/packs").route(get().to(catalogue::packs)))
-        .service(resource("/v1/packs/{pack_type}").route(get().to(catalogue::pack)))
-        .service(resource("/v1/budget").route(get().to(catalogue::budget)))
-        .service(resource("/errors/{slug}").route(get().to(pages::error)))
-        .service(resource("/health").route(get().to(pages::health)).route(head().to(pages::health)))
-        .service(resource("/readyz").route(get().to(pages::readyz)).route(head().to(pages::readyz)));
+        .service(read("/v1/runs", runs::list).route(post().to(runs::submit)))
+        .service(read("/v1/runs/{run_id}", runs::get))
+        .service(read("/v1/runs/{run_id}/result", runs::result))
+        .service(read("/v1/packs", catalogue::packs))
+        .service(read("/v1/packs/{pack_type}", catalogue::pack))
+        .service(read("/v1/budget", account::budget))
+        .service(read("/v1/usage", account::usage))
+        .service(read("/v1/ledger", account::ledger))
+        .service(read("/v1/keys", keys::list).route(post().to(keys::create)))
+        .service(resource("/v1/keys/{key_id}").route(delete().to(keys::revoke)))
+        .service(resource("/v1/keys/{key_id}/rotate").route(post().to(keys::rotate)))
+        .service(read("/errors", pages::errors))
+        .service(read("/errors/{slug}", pages::error))
+        .service(read("/llms.txt", pages::llms))
+        .service(read("/health", pages::health))
+        .service(read("/readyz", pages::readyz));
 }
 
 /// Those of a process's own port.
 pub(super) fn ops(config: &mut ServiceConfig) {
     config
-        .service(resource("/metrics").route(get().to(pages::metrics)))
-        .service(resource("/health").route(get().to(pages::health)).route(head().to(pages::health)))
-        .service(resource("/readyz").route(get().to(pages::readyz)).route(head().to(pages::readyz)));
+        .service(read("/metrics", pages::metrics))
+        .service(read("/health", pages::health))
+        .service(read("/readyz", pages::readyz));
+}
+
+/// A path that can be read: what GET answers, HEAD answers without the body. OPTIONS is answered for all
+/// paths in [`super::context`].
+fn read<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    F::Output: Responder + 'static,
+    Args: FromRequest + 'static,
+{
+    resource(path).route(get().to(handler.clone())).route(head().to(handler))
 }

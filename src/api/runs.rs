@@ -5,27 +5,32 @@ use actix_web::{
     http::{StatusCode, header},
     web::{self, Data},
 };
+use chrono::DateTime;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use super::{
     App,
     context::{Ids, ids},
-    extract::{Caller, idempotency_key, json_object},
+    extract::{Body, Caller, RunsRead, RunsWrite, idempotency_key, json_object},
+    page::List,
     problem::{Kind, Problem},
+    query::Query,
 };
 use crate::{
     domain::{
-        id::TenantId,
+        id::{RunId, TenantId},
         idempotency::PayloadHash,
         money::{BadAmount, UsdMicros},
         run::{Run, RunState},
     },
     flow::{
-        self,
+        self, list,
         read::{self, Found, Link},
         submit::{self, Accepted, NotAccepted, Order},
     },
     pack::FieldError,
+    store::{RunFilter, RunPlace},
 };
 
 /// When to look at a new run again, in seconds.
@@ -39,12 +44,12 @@ const PACK_TYPE_CHARS_MAX: usize = 64;
 pub async fn submit(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
-    body: web::Bytes,
+    caller: Caller<RunsWrite>,
+    body: Body,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
     let key = idempotency_key(&request)?;
-    let members = json_object(&request, &body)?;
+    let members = json_object(&request, &body.0)?;
     let order = order(members, key, &ids)?;
     let cx = app.cx.clone();
     let accepted = app.detached.run(async move { submit::submit(&cx, &caller.0, order).await }).await;
@@ -68,11 +73,49 @@ pub async fn submit(
     Ok(show(response, &run, link.as_ref()))
 }
 
+/// `GET /v1/runs`
+pub async fn list(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<RunsRead>,
+) -> Result<HttpResponse, Problem> {
+    const FIELDS: [&str; 6] = ["status", "pack_type", "created_after", "created_before", "limit", "cursor"];
+    let ids = ids(&request);
+    let tenant_id = caller.0.tenant_id;
+    let mut query = Query::of(&request, &FIELDS);
+    let filter = RunFilter {
+        status: query.word("status", &RunState::STATUSES),
+        pack_type: query.pack_type("pack_type"),
+        created_after: query.time("created_after"),
+        created_before: query.time("created_before"),
+    };
+    let list = List::of(&app, &request, tenant_id, query, "runs", &filter).await?;
+    let (after, limit) = (list.after(run_place)?, list.limit);
+    let cx = app.cx.clone();
+    let page = app.detached.run(async move { list::runs(&cx, tenant_id, &filter, after, limit).await }).await;
+    let page =
+        page.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    let next = page.rows.last().filter(|_| page.more).map(|(run, _)| {
+        let micros = run.created_at.timestamp_micros().to_be_bytes();
+        [micros.as_slice(), run.run_id.0.as_bytes()].concat()
+    });
+    let data = page.rows.iter().map(|(run, link)| run_json(run, link.as_ref())).collect();
+    Ok(list.answer(&app, &request, data, next.as_deref()))
+}
+
+fn run_place(bytes: &[u8]) -> Option<RunPlace> {
+    let (micros, run_id) = bytes.split_first_chunk::<8>()?;
+    Some(RunPlace {
+        created_at: DateTime::from_timestamp_micros(i64::from_be_bytes(*micros))?,
+        run_id: RunId(Uuid::from_slice(run_id).ok()?),
+    })
+}
+
 /// `GET /v1/runs/{run_id}`
 pub async fn get(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
+    caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
@@ -85,7 +128,7 @@ pub async fn get(
 pub async fn result(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller,
+    caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);

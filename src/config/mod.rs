@@ -72,6 +72,32 @@ pub struct Pace {
     pub result_url_ttl: Duration,
 }
 
+/// Whose pages may call the API from a browser.
+#[derive(Clone, Debug, Default)]
+pub struct Origins {
+    /// These, by their exact names.
+    pub listed: Vec<String>,
+    /// And every page of the machine that the browser runs on.
+    pub localhost: bool,
+}
+
+impl Origins {
+    /// Whether a page of this origin may call.
+    pub fn allow(&self, origin: &str) -> bool {
+        self.listed.iter().any(|listed| listed == origin) || self.localhost && is_localhost(origin)
+    }
+}
+
+/// Whether this is the name of an origin on the machine itself.
+fn is_localhost(origin: &str) -> bool {
+    table::origin(origin).is_some_and(|url| match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    })
+}
+
 impl Settings {
     /// The settings of this process: built-in layers, the files of `config/` in the current
     /// directory (or `DPP_CONFIG_DIR`) where there are any, and the environment.
@@ -140,10 +166,13 @@ impl Settings {
                 wrong.push("RECONCILE_THRESHOLD_MIN is below 1: an upload may take 30 s, and a claim must not be judged before; set it to 1 or more".to_owned());
             }
         }
-        if self.text("CORS_ALLOWED_ORIGINS").split(',').any(|origin| origin.trim() == "*") {
-            wrong.push(
-                "CORS_ALLOWED_ORIGINS is \"*\": name the origins, as https://app.example.com".to_owned(),
-            );
+        let origins = self.origins();
+        if !origins.localhost
+            && let Some(origin) = origins.listed.iter().find(|origin| is_localhost(origin))
+        {
+            wrong.push(format!(
+                "CORS_ALLOWED_ORIGINS names {origin}: localhost may call in dev only, where it need not be named; remove it, or set DPP_ENV to dev"
+            ));
         }
     }
 
@@ -265,6 +294,11 @@ impl Settings {
             },
             |url| url.trim_end_matches('/').to_owned(),
         )
+    }
+
+    /// Whose pages may call the API from a browser.
+    pub fn origins(&self) -> Origins {
+        Origins { listed: self.list("CORS_ALLOWED_ORIGINS"), localhost: self.environment() == "dev" }
     }
 
     /// Where this process shows its metrics and health.

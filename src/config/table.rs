@@ -26,6 +26,8 @@ pub(super) enum Kind {
     /// What to log: a level, or `target=level` and levels with commas between.
     LogFilter,
     OneOf(&'static [&'static str]),
+    /// Origins of web pages, with commas between.
+    Origins,
     Ports,
 }
 
@@ -61,7 +63,7 @@ pub(super) const SETTINGS: &[Setting] = settings! {
     "DPP_PORT", Kind::Count(0, 65_535), "a port";
     "DPP_PUBLIC_URL", Kind::Url(&["http", "https"]), "how the outside reaches the API";
     "DPP_OPS_ADDR", Kind::Address, "an address and port, such as 127.0.0.1:9464";
-    "CORS_ALLOWED_ORIGINS", Kind::Text, "comma-separated origins";
+    "CORS_ALLOWED_ORIGINS", Kind::Origins, "comma-separated origins, such as https://app.example.com";
     "RESULT_URL_TTL_SEC", Kind::Interval, "seconds";
     "LOG_LEVEL", Kind::LogFilter, "error, warn, info, debug or trace";
     "DPP_JSON_LOGS", Kind::Flag, "true or false";
@@ -88,6 +90,12 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     let value = text.parse::<f64>().ok().filter(|_| plain)?;
     Duration::try_from_secs_f64(value).ok().filter(|value| !value.is_zero() && *value <= INTERVAL_MAX)
+}
+
+/// Reads the name of an origin as browsers write it: no path, no slash at the end, no default port.
+pub(super) fn origin(text: &str) -> Option<url::Url> {
+    let url = url::Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+    (url.origin().ascii_serialization() == text && !text.contains('*')).then_some(url)
 }
 
 impl Setting {
@@ -135,6 +143,12 @@ impl Kind {
                     .to_owned(),
             ),
             Self::OneOf(names) => (names.contains(&value), format!("write {}", names.join(" or "))),
+            Self::Origins => (
+                value.split(',').all(|item| origin(item.trim()).is_some()),
+                "name each origin exactly as browsers do, such as https://app.example.com or \
+                 https://app.example.com:8443, with commas between; * is none"
+                    .to_owned(),
+            ),
             Self::Ports => (
                 value.split(',').all(|port| port.trim().parse::<u16>().is_ok_and(|port| port > 0)),
                 "write ports from 1 to 65535, separated by commas".to_owned(),

@@ -9,6 +9,7 @@
 //! finish it. The *gate* is Redis, the *ledger* is PostgreSQL and always right.
 
 pub mod api_key;
+pub mod cursor;
 pub mod id;
 pub mod idempotency;
 pub mod money;
@@ -17,3 +18,4 @@ pub mod price;
 pub mod receipt;
 pub mod reconcile;
 pub mod run;
+pub mod scope;

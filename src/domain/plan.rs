@@ -1,11 +1,13 @@
 //! Plans: what a tenant may buy. Zero means without limit.
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{
     id::{KeyId, TenantId},
     money::UsdMicros,
     price::{RESERVATION_MAX, RESERVATION_MIN},
+    scope::Scopes,
 };
 
 /// A plan's limits. Written as JSON, one without limit is `null`.
@@ -43,6 +45,10 @@ pub struct Caller {
     pub tenant_id: TenantId,
     /// The key that it came with.
     pub key_id: KeyId,
+    /// What that key may do.
+    pub scopes: Scopes,
+    /// Until when it works, if it ends by itself.
+    pub key_expires_at: Option<DateTime<Utc>>,
     /// Whether the tenant may not buy now.
     pub suspended: bool,
     /// What the tenant may buy.

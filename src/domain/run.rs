@@ -219,6 +219,10 @@ impl Run {
 }
 
 impl RunState {
+    /// Every status, as the outside names it.
+    pub const STATUSES: [&'static str; 6] =
+        ["QUEUED", "PROCESSING", "COMPLETED", "FAILED", "EXPIRED", "CANCELLED"];
+
     /// As the outside names it.
     pub fn status(&self) -> &'static str {
         match self {

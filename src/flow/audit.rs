@@ -91,8 +91,9 @@ pub async fn audit(cx: &Ctx, receipts: bool) -> Result<Audit, Error> {
     let mut after = None;
     loop {
         let page = cx.store.audit_tenants(after, TENANTS_AT_ONCE).await?;
-        let Some(last) = page.last() else { break };
+        let (Some(first), Some(last)) = (page.first(), page.last()) else { break };
         after = Some(last.tenant_id());
+        audit.add(cx.store.audit_usage(first.tenant_id(), last.tenant_id()).await?);
         audit.tenants += u64::try_from(page.len()).unwrap_or(u64::MAX);
         audit.add(page.iter().flat_map(books));
         audit.add(gates(cx, &page).await?);

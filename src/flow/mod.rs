@@ -10,6 +10,8 @@ pub mod crash;
 pub mod deposit;
 pub mod expire;
 pub mod finish;
+pub mod keys;
+pub mod list;
 pub mod probe;
 pub mod read;
 pub mod rebuild;
@@ -21,6 +23,7 @@ pub mod snapshot;
 pub mod submit;
 pub mod sweep;
 pub mod take;
+pub mod usage;
 
 use std::future::Future;
 

@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::flow::{
     self, Changed, Ctx, Error, Tally, crash::CrashPoint, expire, reconcile, resend, retain, snapshot, sweep,
+    usage,
 };
 
 /// Rows that a pass reads at once.
@@ -42,11 +43,13 @@ pub enum Pass {
     Retention,
     /// Ledgers with a long tail.
     Snapshots,
+    /// Days of usage that are over.
+    Usage,
 }
 
 impl Pass {
     /// All of them, in an order in which one repairs what the next would wait for.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Leases,
         Self::Claims,
         Self::Waiting,
@@ -54,6 +57,7 @@ impl Pass {
         Self::Reservations,
         Self::Retention,
         Self::Snapshots,
+        Self::Usage,
     ];
 
     /// Its name in logs and metrics.
@@ -66,6 +70,7 @@ impl Pass {
             Self::Reservations => "reservations",
             Self::Retention => "retention",
             Self::Snapshots => "snapshots",
+            Self::Usage => "usage",
         }
     }
 
@@ -89,6 +94,7 @@ impl Pass {
             Self::Reservations => reservations(cx).await,
             Self::Retention => retention(cx).await,
             Self::Snapshots => snapshots(cx).await,
+            Self::Usage => roll_ups(cx).await,
         }
     }
 }
@@ -291,5 +297,18 @@ async fn snapshots(cx: &Ctx) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     let due = cx.store.tenants_to_snapshot(SNAPSHOT_TAIL_ROWS, BATCH_ROWS_MAX).await?;
     act(due, &mut tally, |tenant_id| async move { snapshot::snapshot(cx, tenant_id).await }).await;
+    Ok(tally)
+}
+
+async fn roll_ups(cx: &Ctx) -> Result<Tally, Error> {
+    let (mut tally, mut after) = (Tally::default(), None);
+    for _ in 0..BATCHES_MAX {
+        let due = cx.store.due_roll_ups(after, BATCH_ROWS_MAX).await?;
+        let Some(last) = due.last() else { break };
+        after = Some(last.tenant_id);
+        if !act(due, &mut tally, |due| async move { usage::roll_up(cx, due).await }).await {
+            break;
+        }
+    }
     Ok(tally)
 }

@@ -74,7 +74,8 @@ fn start_api(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Re
     let listener = TcpListener::bind((host.as_str(), port))
         .with_context(|| format!("cannot listen on {host}:{port} (DPP_HOST, DPP_PORT)"))?;
     tracing::info!(address = %listener.local_addr()?, "the API listens");
-    let app = api::App::new(Arc::clone(cx), life.detached(), settings.public_url());
+    let app = api::App::new(Arc::clone(cx), life.detached(), settings.public_url())
+        .with_origins(settings.origins());
     let server = api::serve(listener, app, life.grace(), life.soft())?;
     life.run("api", server);
     Ok(())

@@ -227,6 +227,16 @@ impl Store {
         self.patient_rows("audit_tenants", sql).await
     }
 
+    /// Where the usage that is rolled up differs from the ledger, for the tenants from `first` to `last`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_usage(&self, first: TenantId, last: TenantId) -> Result<Vec<Finding>, Error> {
+        let sql = Sql::new(include_str!("sql/audit_usage.sql")).bind(first.0).bind(last.0);
+        let rows: Vec<FindingRow> = self.patient_rows("audit_usage", sql).await?;
+        Ok(rows.into_iter().map(Finding::from).collect())
+    }
+
     /// One tenant's books. Two that are equal say that none of its transfers was committed in between.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Array, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use uuid::Uuid;
 
@@ -19,9 +19,23 @@ use crate::domain::{
     api_key::KeyDigest,
     id::{KeyId, TenantId},
     plan::Caller,
+    scope::{Scope, Scopes},
 };
 
-/// A key, as operators see it. The secret is nowhere.
+/// A key in the making.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Whose it will be.
+    pub tenant_id: TenantId,
+    /// The owner's name for it.
+    pub label: String,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Until when, if it ends by itself.
+    pub expires_at: Option<DateTime<Utc>>,
+}
+
+/// A key, as its owner and operators see it. The secret is nowhere.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct KeyRecord {
     /// Its id.
@@ -30,16 +44,30 @@ pub struct KeyRecord {
     pub tenant_id: TenantId,
     /// The owner's name for it.
     pub label: String,
+    /// What it may do.
+    pub scopes: Scopes,
     /// Since when.
     pub created_at: DateTime<Utc>,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<DateTime<Utc>>,
     /// Until when, if it ends by itself.
     pub expires_at: Option<DateTime<Utc>>,
+    /// When it was given a successor, if it was.
+    pub rotated_at: Option<DateTime<Utc>>,
     /// When it was revoked, if it was.
     pub revoked_at: Option<DateTime<Utc>>,
 }
 
 // Statements name their columns, never `*`: a column that a migration adds would change the form of those
 // that are prepared already.
+
+/// The columns that [`KeyRow`] reads, for `SELECT` and `RETURNING`.
+macro_rules! key_columns {
+    () => {
+        "key.key_id, key.tenant_id, key.label, key.scopes, key.created_at, key.last_used_at, key.expires_at, \
+         key.rotated_at, key.revoked_at"
+    };
+}
 
 #[derive(QueryableByName)]
 struct KeyRow {
@@ -49,67 +77,121 @@ struct KeyRow {
     tenant_id: Uuid,
     #[diesel(sql_type = Text)]
     label: String,
+    #[diesel(sql_type = Nullable<Array<Text>>)]
+    scopes: Option<Vec<String>>,
     #[diesel(sql_type = Timestamptz)]
     created_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
+    last_used_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
     expires_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    rotated_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     revoked_at: Option<DateTime<Utc>>,
 }
 
-impl From<KeyRow> for KeyRecord {
-    fn from(row: KeyRow) -> Self {
-        Self {
+impl TryFrom<KeyRow> for KeyRecord {
+    type Error = Error;
+
+    fn try_from(row: KeyRow) -> Result<Self, Error> {
+        Ok(Self {
             key_id: KeyId(row.key_id),
             tenant_id: TenantId(row.tenant_id),
             label: row.label,
+            scopes: scopes(row.scopes, row.key_id)?,
             created_at: row.created_at,
+            last_used_at: row.last_used_at,
             expires_at: row.expires_at,
+            rotated_at: row.rotated_at,
             revoked_at: row.revoked_at,
-        }
+        })
+    }
+}
+
+/// A name that no code of this version knows is an error, never a right that is left out.
+fn scopes(names: Option<Vec<String>>, key_id: Uuid) -> Result<Scopes, Error> {
+    let Some(names) = names else { return Ok(Scopes::All) };
+    let scopes: Option<Vec<_>> = names.iter().map(|name| Scope::named(name)).collect();
+    scopes.map(Scopes::Only).ok_or_else(|| Error::Corrupt {
+        table: "api_keys",
+        detail: format!("key {key_id}: unknown scopes {names:?}"),
+    })
+}
+
+fn scope_names(scopes: &Scopes) -> Option<Vec<String>> {
+    match scopes {
+        Scopes::All => None,
+        Scopes::Only(scopes) => Some(scopes.iter().map(|scope| scope.name().to_owned()).collect()),
     }
 }
 
 impl Store {
-    /// Whose key this is, if it opens anything now.
+    /// Whose key this is, if it opens anything now, and whether [`Store::touch_key`] is due.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn find_caller(&self, digest: KeyDigest) -> Result<Option<Caller>, Error> {
+    pub async fn find_caller(&self, digest: KeyDigest) -> Result<Option<(Caller, bool)>, Error> {
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = SqlUuid)]
             tenant_id: Uuid,
             #[diesel(sql_type = SqlUuid)]
             key_id: Uuid,
+            #[diesel(sql_type = Nullable<Array<Text>>)]
+            scopes: Option<Vec<String>>,
+            #[diesel(sql_type = Nullable<Timestamptz>)]
+            expires_at: Option<DateTime<Utc>>,
+            #[diesel(sql_type = Bool)]
+            untouched: bool,
             #[diesel(sql_type = Text)]
             tenant_status: String,
             #[diesel(embed)]
             plan: PlanRow,
         }
         const TEXT: &str = concat!(
-            "-- find_caller\nSELECT key.tenant_id, key.key_id, tenant.status AS tenant_status, ",
+            "-- find_caller\nSELECT key.tenant_id, key.key_id, key.scopes, key.expires_at, \
+                coalesce(key.last_used_at < now.at - interval '1 minute', true) AS untouched, \
+                tenant.status AS tenant_status, ",
             plan_columns!(),
-            " FROM api_keys AS key JOIN tenants AS tenant USING (tenant_id) \
+            " FROM (SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at) AS now, \
+                api_keys AS key JOIN tenants AS tenant USING (tenant_id) \
              JOIN tenant_plans AS assigned ON assigned.tenant_id = tenant.tenant_id AND assigned.ended_at IS NULL \
              JOIN plans AS plan ON plan.plan = assigned.plan \
-             WHERE key.key_sha256 = $1::bytea AND key.revoked_at IS NULL AND (key.expires_at IS NULL \
-                OR key.expires_at > statement_timestamp() + $2::bigint * interval '1 microsecond')"
+             WHERE key.key_sha256 = $2::bytea AND key.revoked_at IS NULL \
+                AND (key.expires_at IS NULL OR key.expires_at > now.at)"
         );
-        let sql = Sql::new(TEXT).bind(digest.0.to_vec()).bind(self.offset());
+        let sql = Sql::new(TEXT).bind(self.offset()).bind(digest.0.to_vec());
         let row: Option<Row> = self.row("find_caller", sql).await?;
         row.map(|row| {
-            Ok(Caller {
+            let caller = Caller {
                 tenant_id: TenantId(row.tenant_id),
                 key_id: KeyId(row.key_id),
+                scopes: scopes(row.scopes, row.key_id)?,
+                key_expires_at: row.expires_at,
                 suspended: row.tenant_status != "ACTIVE",
                 plan: row.plan.try_into()?,
-            })
+            };
+            Ok((caller, row.untouched))
         })
         .transpose()
     }
 
-    /// Stores a new key of a tenant.
+    /// Writes down that a key is in use; once a minute, whoever comes first.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn touch_key(&self, key_id: KeyId) -> Result<(), Error> {
+        const TEXT: &str = concat!(
+            "-- touch_key\nUPDATE api_keys AS key SET last_used_at = now.at \
+             FROM (SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at) AS now \
+             WHERE key.key_id = $2::uuid AND coalesce(key.last_used_at < now.at - interval '1 minute', true) RETURNING ",
+            key_columns!()
+        );
+        self.row::<KeyRow>("touch_key", Sql::new(TEXT).bind(self.offset()).bind(key_id.0)).await.map(drop)
+    }
+
+    /// Stores a new key of a tenant, which may do everything and does not end by itself.
     ///
     /// # Errors
     /// [`Error::Refused`] by `api_keys_tenant_id_fkey` for an unknown tenant.
@@ -119,35 +201,94 @@ impl Store {
         label: &str,
         digest: KeyDigest,
     ) -> Result<KeyRecord, Error> {
-        let sql = Sql::new(
-            "-- create_key\nINSERT INTO api_keys (key_id, tenant_id, label, key_sha256, created_at) \
-             VALUES ($1::uuid, $2::uuid, $3::text, $4::bytea, \
-                statement_timestamp() + $5::bigint * interval '1 microsecond') RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
-        )
-        .bind(KeyId::new().0)
-        .bind(tenant_id.0)
-        .bind(label)
-        .bind(digest.0.to_vec())
-        .bind(self.offset());
-        let row: Option<KeyRow> = self.row("create_key", sql).await?;
-        row.map(KeyRecord::from).ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
+        let key = NewKey { tenant_id, label: label.to_owned(), scopes: Scopes::All, expires_at: None };
+        let record = self.create_limited_key(&key, digest).await?;
+        record.ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
     }
 
-    /// A tenant's keys, oldest first.
+    /// Stores a new key of a tenant; `None` when it would have ended before it began.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] by `api_keys_tenant_id_fkey` for an unknown tenant.
+    pub async fn create_limited_key(
+        &self,
+        key: &NewKey,
+        digest: KeyDigest,
+    ) -> Result<Option<KeyRecord>, Error> {
+        const TEXT: &str = concat!(
+            "-- create_key\nINSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
+             SELECT $1::uuid, $2::uuid, $3::text, $4::text[], $5::bytea, now.at, $6::timestamptz \
+             FROM (SELECT statement_timestamp() + $7::bigint * interval '1 microsecond' AS at) AS now \
+             WHERE coalesce($6::timestamptz > now.at, true) RETURNING ",
+            key_columns!()
+        );
+        let sql = Sql::new(TEXT)
+            .bind(KeyId::new().0)
+            .bind(key.tenant_id.0)
+            .bind(key.label.as_str())
+            .bind(scope_names(&key.scopes))
+            .bind(digest.0.to_vec())
+            .bind(key.expires_at)
+            .bind(self.offset());
+        self.key("create_key", sql).await
+    }
+
+    /// All of a tenant's keys, oldest first.
     ///
     /// # Errors
     /// [`Error`]
     pub async fn keys(&self, tenant_id: TenantId) -> Result<Vec<KeyRecord>, Error> {
-        let sql = Sql::new(
-            "-- keys\nSELECT key_id, tenant_id, label, created_at, expires_at, revoked_at FROM api_keys WHERE tenant_id = $1::uuid ORDER BY created_at, key_id",
-        )
-        .bind(tenant_id.0);
-        let rows: Vec<KeyRow> = self.rows("keys", sql).await?;
-        Ok(rows.into_iter().map(KeyRecord::from).collect())
+        const TEXT: &str = concat!(
+            "-- keys\nSELECT ",
+            key_columns!(),
+            " FROM api_keys AS key WHERE key.tenant_id = $1::uuid ORDER BY key.created_at, key.key_id"
+        );
+        let rows: Vec<KeyRow> = self.rows("keys", Sql::new(TEXT).bind(tenant_id.0)).await?;
+        rows.into_iter().map(KeyRecord::try_from).collect()
     }
 
-    /// Makes a successor of a working key, with its label, and lets the old one work for `grace`
-    /// more. `None` when there is no such working key.
+    /// A tenant's keys, newest first, after the one made then with that id.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn list_keys(
+        &self,
+        tenant_id: TenantId,
+        after: Option<(DateTime<Utc>, KeyId)>,
+        limit: i64,
+    ) -> Result<Vec<KeyRecord>, Error> {
+        const TEXT: &str = concat!(
+            "-- list_keys\nSELECT ",
+            key_columns!(),
+            " FROM api_keys AS key WHERE key.tenant_id = $1::uuid \
+             AND (key.created_at, key.key_id) < (coalesce($2::timestamptz, 'infinity'), \
+                coalesce($3::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff')) \
+             ORDER BY key.created_at DESC, key.key_id DESC LIMIT $4::bigint"
+        );
+        let sql = Sql::new(TEXT)
+            .bind(tenant_id.0)
+            .bind(after.map(|(at, _)| at))
+            .bind(after.map(|(_, key)| key.0))
+            .bind(limit);
+        let rows: Vec<KeyRow> = self.rows("list_keys", sql).await?;
+        rows.into_iter().map(KeyRecord::try_from).collect()
+    }
+
+    /// A key, if it is this tenant's.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn find_key(&self, tenant_id: TenantId, key_id: KeyId) -> Result<Option<KeyRecord>, Error> {
+        const TEXT: &str = concat!(
+            "-- find_key\nSELECT ",
+            key_columns!(),
+            " FROM api_keys AS key WHERE key.key_id = $1::uuid AND key.tenant_id IS NOT DISTINCT FROM $2::uuid"
+        );
+        self.key("find_key", Sql::new(TEXT).bind(key_id.0).bind(tenant_id.0)).await
+    }
+
+    /// Makes a successor of a working key, with its label, its rights and its own end, and lets the old one
+    /// work for `grace` more. `None` when there is no such working key, or it has a successor already.
     ///
     /// # Errors
     /// [`Error`]
@@ -157,22 +298,30 @@ impl Store {
         grace: Duration,
         digest: KeyDigest,
     ) -> Result<Option<KeyRecord>, Error> {
-        let sql = Sql::new(
+        // The end that the old key had before its grace is read under the lock that the update would take.
+        const TEXT: &str = concat!(
             "-- rotate_key\nWITH now AS ( \
                 SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at \
              ), old AS ( \
-                UPDATE api_keys SET expires_at = least(expires_at, now.at + $2::bigint * interval '1 microsecond') \
-                FROM now WHERE key_id = $3::uuid AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now.at) \
-                RETURNING tenant_id, label \
-             ) INSERT INTO api_keys (key_id, tenant_id, label, key_sha256, created_at) \
-             SELECT $4::uuid, old.tenant_id, old.label, $5::bytea, now.at FROM old, now RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
-        )
-        .bind(self.offset())
-        .bind(micros(grace))
-        .bind(key_id.0)
-        .bind(KeyId::new().0)
-        .bind(digest.0.to_vec());
-        Ok(self.row::<KeyRow>("rotate_key", sql).await?.map(KeyRecord::from))
+                SELECT key.key_id, key.tenant_id, key.label, key.scopes, key.expires_at FROM api_keys AS key, now \
+                WHERE key.key_id = $2::uuid AND key.revoked_at IS NULL AND key.rotated_at IS NULL \
+                    AND (key.expires_at IS NULL OR key.expires_at > now.at) FOR NO KEY UPDATE OF key \
+             ), ending AS ( \
+                UPDATE api_keys AS key SET rotated_at = now.at, \
+                    expires_at = least(key.expires_at, now.at + $3::bigint * interval '1 microsecond') \
+                FROM old, now WHERE key.key_id = old.key_id \
+             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
+             SELECT $4::uuid, old.tenant_id, old.label, old.scopes, $5::bytea, now.at, old.expires_at FROM old, now \
+             RETURNING ",
+            key_columns!()
+        );
+        let sql = Sql::new(TEXT)
+            .bind(self.offset())
+            .bind(key_id.0)
+            .bind(micros(grace))
+            .bind(KeyId::new().0)
+            .bind(digest.0.to_vec());
+        self.key("rotate_key", sql).await
     }
 
     /// Revokes a key; a second time changes nothing. `None` for no such key.
@@ -180,13 +329,16 @@ impl Store {
     /// # Errors
     /// [`Error`]
     pub async fn revoke_key(&self, key_id: KeyId) -> Result<Option<KeyRecord>, Error> {
-        let sql = Sql::new(
-            "-- revoke_key\nUPDATE api_keys SET revoked_at = coalesce(revoked_at, \
+        const TEXT: &str = concat!(
+            "-- revoke_key\nUPDATE api_keys AS key SET revoked_at = coalesce(key.revoked_at, \
                 statement_timestamp() + $1::bigint * interval '1 microsecond') \
-             WHERE key_id = $2::uuid RETURNING key_id, tenant_id, label, created_at, expires_at, revoked_at",
-        )
-        .bind(self.offset())
-        .bind(key_id.0);
-        Ok(self.row::<KeyRow>("revoke_key", sql).await?.map(KeyRecord::from))
+             WHERE key.key_id = $2::uuid RETURNING ",
+            key_columns!()
+        );
+        self.key("revoke_key", Sql::new(TEXT).bind(self.offset()).bind(key_id.0)).await
+    }
+
+    async fn key(&self, op: &'static str, sql: Sql) -> Result<Option<KeyRecord>, Error> {
+        self.row::<KeyRow>(op, sql).await?.map(KeyRecord::try_from).transpose()
     }
 }

@@ -1,9 +1,12 @@
 //! Migrations, embedded in the binary, and whether a database is what this build expects.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use diesel::{QueryableByName, sql_types::Text};
+use diesel::{
+    QueryableByName,
+    sql_types::{Bool, Text},
+};
 use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl as _, SimpleAsyncConnection as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -17,6 +20,8 @@ const EXPECTED: &str = include_str!("schema.txt");
 
 /// One process at a time migrates a database.
 const MIGRATION_LOCK: i64 = 0x6470_705f_6d69_6772;
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// How a database compares with this build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,11 +45,34 @@ pub async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
     let mut connection = open(url).await?;
     // Held by the session, so that it spans the transactions; the session ends with this function.
     connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = '60s'").await?;
-    connection.batch_execute(&format!("SELECT pg_advisory_lock({MIGRATION_LOCK})")).await?;
+    lock(&mut connection).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
     let applied =
         harness.run_pending_migrations(MIGRATIONS).map_err(|error| anyhow!("a migration failed: {error}"))?;
     Ok(applied.iter().map(ToString::to_string).collect())
+}
+
+/// Waits for other migrations. By asking again and again: a statement that waits for the lock has a snapshot,
+/// and an index that is built CONCURRENTLY under the lock waits for all snapshots.
+async fn lock(connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
+    #[derive(QueryableByName)]
+    struct Lock {
+        #[diesel(sql_type = Bool)]
+        taken: bool,
+    }
+    let wait = async {
+        loop {
+            let ask = Sql::new("-- migration_lock\nSELECT pg_try_advisory_lock($1::bigint) AS taken")
+                .bind(MIGRATION_LOCK);
+            let answer: Vec<Lock> = ask.load(connection).await?;
+            if answer.iter().any(|lock| lock.taken) {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    };
+    let waited = tokio::time::timeout(LOCK_WAIT_MAX, wait).await;
+    waited.context("another process has been migrating this database for too long")?
 }
 
 /// Compares a database with this build.

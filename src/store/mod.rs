@@ -9,11 +9,13 @@ mod books;
 mod due;
 mod error;
 mod keys;
+mod lists;
 mod migrate;
 mod row;
 mod runs;
 mod sql;
 mod tenants;
+mod usage;
 
 use std::{
     sync::{
@@ -45,10 +47,12 @@ pub use self::{
     books::{Balance, Deposit, LockedBooks, OpenHold},
     due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
-    keys::KeyRecord,
+    keys::{KeyRecord, NewKey},
+    lists::{Entry, RunFilter, RunPlace},
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},
     tenants::TenantRecord,
+    usage::{DueRollUp, UsageRow},
 };
 
 /// How long a caller waits for a connection.

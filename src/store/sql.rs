@@ -3,12 +3,14 @@
 //! `diesel::sql_query` is prepared anew on every call, which doubles the round trips of the hot path.
 //! A [`Sql`] is keyed by its text instead, so each connection prepares each file once.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use diesel::{
     QueryResult,
     pg::Pg,
     query_builder::{AstPass, Query, QueryFragment, QueryId},
-    sql_types::{Array, BigInt, Bytea, Integer, Json, Nullable, Text, Timestamptz, Untyped, Uuid as SqlUuid},
+    sql_types::{
+        Array, BigInt, Bytea, Date, Integer, Json, Nullable, Text, Timestamptz, Untyped, Uuid as SqlUuid,
+    },
 };
 use uuid::Uuid;
 
@@ -25,11 +27,13 @@ pub(super) enum Bind {
     Uuid(Option<Uuid>),
     Uuids(Vec<Uuid>),
     Text(Option<String>),
+    Texts(Option<Vec<String>>),
     BigInt(i64),
     Integer(i32),
     Bytes(Vec<u8>),
     Json(serde_json::Value),
     Time(Option<DateTime<Utc>>),
+    Date(NaiveDate),
 }
 
 macro_rules! bind_from {
@@ -49,11 +53,13 @@ bind_from! {
     &str => |value| Self::Text(Some(value.to_owned()));
     String => |value| Self::Text(Some(value));
     Option<String> => |value| Self::Text(value);
+    Option<Vec<String>> => |value| Self::Texts(value);
     i64 => |value| Self::BigInt(value);
     i32 => |value| Self::Integer(value);
     Vec<u8> => |value| Self::Bytes(value);
     serde_json::Value => |value| Self::Json(value);
     Option<DateTime<Utc>> => |value| Self::Time(value);
+    NaiveDate => |value| Self::Date(value);
 }
 
 impl Sql {
@@ -101,11 +107,13 @@ fn push<'b>(out: &mut AstPass<'_, 'b, Pg>, bind: &'b Bind) -> QueryResult<()> {
         Bind::Uuid(value) => out.push_bind_param::<Nullable<SqlUuid>, _>(value),
         Bind::Uuids(values) => out.push_bind_param::<Array<SqlUuid>, _>(values),
         Bind::Text(value) => out.push_bind_param::<Nullable<Text>, _>(value),
+        Bind::Texts(values) => out.push_bind_param::<Nullable<Array<Text>>, _>(values),
         Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
         Bind::Integer(value) => out.push_bind_param::<Integer, _>(value),
         Bind::Bytes(value) => out.push_bind_param::<Bytea, _>(value),
         Bind::Json(value) => out.push_bind_param::<Json, _>(value),
         Bind::Time(value) => out.push_bind_param::<Nullable<Timestamptz>, _>(value),
+        Bind::Date(value) => out.push_bind_param::<Date, _>(value),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Money, ids, keys, hashing, verdicts: pure, as properties and exhaustive tables.
 
+mod cursor;
 mod idempotency;
 mod money;
 mod reconcile;

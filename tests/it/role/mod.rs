@@ -171,3 +171,28 @@ async fn when_a_service_of_dev_dies_everything_stops() {
     assert_eq!(dev.child.wait().unwrap().code(), Some(1));
     nothing_is_left(directory.path()).await;
 }
+
+/// An index that is built CONCURRENTLY waits for every statement under way, so no process may wait for the
+/// migrations' lock inside one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn processes_that_migrate_at_once_wait_for_each_other() {
+    let place = crate::harness::services::shared().place().await;
+    let name = place.database_url.rsplit('/').next().unwrap();
+    let (name, rest) = name.split_once('?').unwrap_or((name, ""));
+    place.sql(&format!("CREATE DATABASE {name}_race TEMPLATE template0")).await;
+    let url = place.database_url.replace(&format!("/{name}"), &format!("/{name}_race"));
+    assert!(url.contains("_race") && url.ends_with(rest));
+    let races = (0..4).map(|_| {
+        let url = url.clone();
+        tokio::spawn(async move { dpp::store::migrate(&url.into()).await })
+    });
+    let mut applied = Vec::new();
+    for race in futures::future::join_all(races).await {
+        applied.extend(race.unwrap().unwrap());
+    }
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/migrations")).unwrap();
+    let files = files.filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+    assert_eq!(applied.len(), files, "each once: {applied:?}");
+    let state = dpp::store::schema_state(&url.into()).await.unwrap();
+    assert_eq!(state, dpp::store::SchemaState::Current);
+}

@@ -1,0 +1,151 @@
+//! `/v1/budget`, `/v1/usage`, `/v1/ledger`: what a tenant has, and what it has spent.
+
+use std::collections::BTreeMap;
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
+use serde_json::{Value, json};
+
+use super::{
+    App,
+    context::ids,
+    extract::{Caller, UsageRead},
+    page::List,
+    problem::{Kind, Problem},
+    query::{Query, wrong},
+};
+use crate::{
+    domain::money::UsdMicros,
+    flow::{
+        self, list,
+        usage::{self, BadRange, DAYS_MAX, Usage},
+    },
+    store::{Entry, UsageRow},
+};
+
+/// `GET /v1/budget`
+pub async fn budget(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
+    let trace_id = ids(&request).trace_id;
+    let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
+    let balance = app.detached.run(async move { Ok(cx.store.balance(tenant_id).await?) }).await;
+    let balance =
+        balance.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(json!({
+        "tenant_id": tenant_id,
+        "deposited_usd": balance.deposited,
+        "available_usd": balance.available,
+        "held_usd": balance.held,
+        "charged_usd": balance.charged,
+        "plan": caller.0.plan,
+    })))
+}
+
+/// `GET /v1/usage`
+pub async fn usage(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
+    let trace_id = ids(&request).trace_id;
+    let mut query = Query::of(&request, &["start_date", "end_date"]);
+    let (first, last) = (query.day("start_date"), query.day("end_date"));
+    query.end()?;
+    let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
+    let usage = app.detached.run(async move { usage::read(&cx, tenant_id, first, last).await }).await;
+    let usage =
+        usage.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    match usage {
+        Ok(usage) => {
+            let body = usage_json(&usage).ok_or_else(|| {
+                tracing::error!(%trace_id, %tenant_id, "usage above the largest amount");
+                Problem::new(Kind::Internal, "The request could not be completed.")
+            })?;
+            Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(body))
+        }
+        Err(BadRange::Backwards) => Err(wrong("start_date", "must not be after end_date")),
+        Err(BadRange::TooLong) => {
+            Err(wrong("end_date", &format!("must be within {DAYS_MAX} days, start_date included")))
+        }
+    }
+}
+
+/// `GET /v1/ledger`
+pub async fn ledger(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<UsageRead>,
+) -> Result<HttpResponse, Problem> {
+    let trace_id = ids(&request).trace_id;
+    let tenant_id = caller.0.tenant_id;
+    let query = Query::of(&request, &["limit", "cursor"]);
+    let list = List::of(&app, &request, tenant_id, query, "ledger", ()).await?;
+    let after = list.after(|place| Some(i64::from_be_bytes(place.try_into().ok()?)))?;
+    let (cx, limit) = (app.cx.clone(), list.limit);
+    let page = app.detached.run(async move { list::statement(&cx, tenant_id, after, limit).await }).await;
+    let page =
+        page.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    let next = page.rows.last().filter(|_| page.more).map(|entry| entry.transfer_id.to_be_bytes());
+    let entry = |entry: &Entry| {
+        json!({
+            "kind": entry.kind,
+            "debit": entry.debit_account,
+            "credit": entry.credit_account,
+            "amount_usd": entry.amount,
+            "run_id": entry.run_id,
+            "reference": entry.reference,
+            "created_at": entry.created_at,
+            "available_usd": entry.available,
+        })
+    };
+    let data = page.rows.iter().map(entry).collect();
+    Ok(list.answer(&app, &request, data, next.as_ref().map(<[u8; 8]>::as_slice)))
+}
+
+/// Runs and their charges, summed.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    runs: u64,
+    charged: UsdMicros,
+}
+
+impl Sum {
+    /// `None` above the largest amount: more than any tenant's books can hold.
+    fn add(self, row: &UsageRow) -> Option<Self> {
+        let runs = self.runs.checked_add(row.runs)?;
+        Some(Self { runs, charged: self.charged.checked_add(row.charged)? })
+    }
+
+    /// Under the member `name` what it is the sum of.
+    fn json(self, name: &str, of: impl serde::Serialize) -> Value {
+        json!({ name: of, "runs": self.runs, "charged_usd": self.charged })
+    }
+}
+
+fn usage_json(usage: &Usage) -> Option<Value> {
+    let mut total = Sum::default();
+    let mut packs = BTreeMap::<_, Sum>::new();
+    let mut days = BTreeMap::<_, (Sum, Vec<Value>)>::new();
+    for row in &usage.rows {
+        total = total.add(row)?;
+        let pack = packs.entry(&row.pack_type).or_default();
+        *pack = pack.add(row)?;
+        let (sum, of_packs) = days.entry(row.date).or_default();
+        *sum = sum.add(row)?;
+        of_packs.push(Sum::default().add(row)?.json("pack_type", &row.pack_type));
+    }
+    let days = days.into_iter().map(|(date, (sum, of_packs))| {
+        let mut day = sum.json("date", date);
+        day["packs"] = Value::Array(of_packs);
+        day
+    });
+    Some(json!({
+        "start_date": usage.first,
+        "end_date": usage.last,
+        "total": { "runs": total.runs, "charged_usd": total.charged },
+        "packs": packs.into_iter().map(|(pack, sum)| sum.json("pack_type", pack)).collect::<Vec<_>>(),
+        "days": days.collect::<Vec<_>>(),
+    }))
+}

@@ -1,0 +1,102 @@
+//! Keys: a tenant's own, managed with one of them. Nobody hands out more than they have.
+
+use std::time::Duration;
+
+use super::{Ctx, Error};
+use crate::{
+    domain::{
+        api_key::{ApiKey, KeyDigest},
+        id::{KeyId, TenantId},
+        plan::Caller,
+    },
+    store::{KeyRecord, NewKey},
+};
+
+/// What became of a wish for a key.
+#[derive(Debug)]
+pub enum Made {
+    /// Here it is, and its secret, this one time.
+    Key(Box<KeyRecord>, ApiKey),
+    /// It would do more, or last longer, than the key that asks.
+    BeyondCaller,
+    /// It would have ended before it began.
+    Ended,
+    /// There is no such key, or it no longer works, or it has a successor already.
+    Absent,
+}
+
+/// Whose key this is, if it opens anything now, and whether [`touch`] is due.
+///
+/// # Errors
+/// [`Error`]
+pub async fn caller(cx: &Ctx, digest: KeyDigest) -> Result<Option<(Caller, bool)>, Error> {
+    Ok(cx.store.find_caller(digest).await?)
+}
+
+/// Writes down that a key is in use. Where that fails nobody is kept from anything.
+pub async fn touch(cx: &Ctx, key_id: KeyId) {
+    if let Err(error) = cx.store.touch_key(key_id).await {
+        tracing::debug!(%key_id, error = format!("{:#}", anyhow::Error::from(error)), "a key's use was not noted");
+    }
+}
+
+/// Makes a key.
+///
+/// # Errors
+/// [`Error`]; on one that passes there may be a key that nobody knows the secret of.
+pub async fn create(cx: &Ctx, caller: &Caller, key: NewKey) -> Result<Made, Error> {
+    if !within(caller, &key) {
+        return Ok(Made::BeyondCaller);
+    }
+    let secret = ApiKey::generate();
+    let made = cx.store.create_limited_key(&key, secret.digest()).await?;
+    Ok(made.map_or(Made::Ended, |record| noted("key created", caller, record, secret)))
+}
+
+/// Makes a successor of a key, which works for `grace` more.
+///
+/// # Errors
+/// [`Error`]; on one that passes there may be a successor that nobody knows the secret of: it can be rotated.
+pub async fn rotate(cx: &Ctx, caller: &Caller, key_id: KeyId, grace: Duration) -> Result<Made, Error> {
+    let Some(old) = cx.store.find_key(caller.tenant_id, key_id).await? else { return Ok(Made::Absent) };
+    if old.rotated_at.is_some() {
+        return Ok(Made::Absent);
+    }
+    let successor =
+        NewKey { tenant_id: old.tenant_id, label: old.label, scopes: old.scopes, expires_at: old.expires_at };
+    if !within(caller, &successor) {
+        return Ok(Made::BeyondCaller);
+    }
+    let secret = ApiKey::generate();
+    let made = cx.store.rotate_key(key_id, grace, secret.digest()).await?;
+    Ok(made.map_or(Made::Absent, |record| noted("key rotated", caller, record, secret)))
+}
+
+/// Revokes a key; a second time changes nothing. `false` for no such key.
+///
+/// # Errors
+/// [`Error`]
+pub async fn revoke(cx: &Ctx, caller: &Caller, key_id: KeyId) -> Result<bool, Error> {
+    let tenant_id: TenantId = caller.tenant_id;
+    if cx.store.find_key(tenant_id, key_id).await?.is_none() {
+        return Ok(false);
+    }
+    let revoked = cx.store.revoke_key(key_id).await?.is_some();
+    tracing::info!(%tenant_id, %key_id, by = %caller.key_id, "key revoked");
+    Ok(revoked)
+}
+
+/// Whether a key may do no more, and lasts no longer, than the key that asks for it.
+fn within(caller: &Caller, key: &NewKey) -> bool {
+    let lasts = match (caller.key_expires_at, key.expires_at) {
+        (None, _) => true,
+        (Some(callers), Some(keys)) => keys <= callers,
+        (Some(_), None) => false,
+    };
+    lasts && caller.scopes.cover(&key.scopes)
+}
+
+fn noted(what: &'static str, caller: &Caller, record: KeyRecord, secret: ApiKey) -> Made {
+    tracing::info!(tenant_id = %record.tenant_id, key_id = %record.key_id, by = %caller.key_id, what);
+    Made::Key(Box::new(record), secret)
+}
