@@ -3,7 +3,7 @@
 dpp := $(or $(CARGO_TARGET_DIR),target)/debug/dpp
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test chaos scale check deny schema
+.PHONY: help dev test chaos scale mutants check deny schema
 
 help: ## Lists these.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ chaos: ## Real processes killed, paused and cut off for a while: make chaos SECS
 scale: ## An audit of 1,000,000 runs, and 20,000 stuck runs for one reaper; prints times. ARGS=--release
 	@.ci/setup
 	cargo test $(ARGS) --test it scale -- --ignored --nocapture --test-threads=1
+
+mutants: ## Breaks the money code in every small way and expects a test to fail each time; takes hours
+	@.ci/mutants
 
 # The order is by cost: what fails fast comes first. Clippy and rustdoc share the dependencies'
 # metadata. `--lib --bins --tests` is every target there is; `--all-targets` would check the library

@@ -68,6 +68,7 @@ problems! {
     PayloadTooLarge        PAYLOAD_TOO_LARGE      "payload-too-large"         "The body is too large"                    "Send at most 256 KiB.";
     UnsupportedMediaType   UNSUPPORTED_MEDIA_TYPE "unsupported-media-type"    "The body is not JSON"                     "Send a header Content-Type: application/json.";
     KeyReused              CONFLICT               "idempotency-key-reused"    "The Idempotency-Key was used for another payload" "Use a new key for a new run, and the same payload for a retry.";
+    RunNotCancellable      CONFLICT               "run-not-cancellable"       "The run cannot be cancelled"              "Nothing: it has ended, and what it cost is in the run.";
     RunNotCompleted        CONFLICT               "run-not-completed"         "The run has no result"                    "Wait until its status is COMPLETED; other ends have no result.";
     BudgetExceeded         UNPROCESSABLE_ENTITY   "budget-exceeded"           "The budget does not cover this"           "Lower max_cost_usd, wait for open runs to return their holds, or deposit.";
     MaxCostExceedsPlan     UNPROCESSABLE_ENTITY   "max-cost-exceeds-plan"     "max_cost_usd is above the plan's limit"   "Lower max_cost_usd, or choose another plan.";

@@ -13,6 +13,7 @@ pub(super) fn api(config: &mut ServiceConfig) {
         .service(read("/v1/runs", runs::list).route(post().to(runs::submit)))
         .service(read("/v1/runs/{run_id}", runs::get))
         .service(read("/v1/runs/{run_id}/result", runs::result))
+        .service(resource("/v1/runs/{run_id}/cancel").route(post().to(runs::cancel)))
         .service(read("/v1/packs", catalogue::packs))
         .service(read("/v1/packs/{pack_type}", catalogue::pack))
         .service(read("/v1/budget", account::budget))

@@ -25,7 +25,9 @@ use crate::{
         run::{Run, RunState},
     },
     flow::{
-        self, list,
+        self,
+        cancel::Cancel,
+        list,
         read::{self, Found, Link},
         submit::{self, Accepted, NotAccepted, Order},
     },
@@ -142,6 +144,45 @@ pub async fn result(
             Kind::RunNotCompleted,
             format!("The run is {}; only a COMPLETED run has a result.", run.state.status()),
         )),
+    }
+}
+
+/// `POST /v1/runs/{run_id}/cancel`
+pub async fn cancel(
+    app: Data<App>,
+    request: HttpRequest,
+    caller: Caller<RunsWrite>,
+    run_id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let ids = ids(&request);
+    let Ok(run_id) = run_id.parse() else { return Err(Problem::no_such_run()) };
+    let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
+    let cancelled = app.detached.run(async move { flow::cancel::cancel(&cx, tenant_id, run_id).await }).await;
+    let cancelled = cancelled
+        .map_err(flow::Error::from)
+        .flatten()
+        .map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    match cancelled {
+        Cancel::Done(run) => Ok(show(HttpResponse::Ok(), &run, None)),
+        Cancel::Requested(run) => {
+            let mut response = HttpResponse::Accepted();
+            response.insert_header((header::RETRY_AFTER, POLL_AFTER_SECS));
+            Ok(show(response, &run, None))
+        }
+        Cancel::NotCancellable(run) => {
+            let why = match run.state {
+                RunState::AuditRequired { .. } => {
+                    "The run waits for an operator, who will end it.".to_owned()
+                }
+                _ => format!(
+                    "The run is {}; only one that has not ended can be cancelled.",
+                    run.state.status()
+                ),
+            };
+            Err(Problem::new(Kind::RunNotCancellable, why))
+        }
+        Cancel::Gone => Err(Problem::new(Kind::RunExpired, "The run is past its retention.")),
+        Cancel::Absent => Err(Problem::no_such_run()),
     }
 }
 

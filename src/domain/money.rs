@@ -6,7 +6,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 /// Micros in one dollar.
 const MICROS_PER_USD: i64 = 1_000_000;
@@ -140,12 +140,5 @@ impl FromStr for UsdMicros {
 impl Serialize for UsdMicros {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for UsdMicros {
-    /// Accepts the text form alone: a JSON number would already have been a float somewhere.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }

@@ -51,6 +51,8 @@ pub struct Run {
     pub created_at: DateTime<Utc>,
     /// When it was first taken.
     pub started_at: Option<DateTime<Utc>>,
+    /// Whether its buyer wishes it to stop.
+    pub cancel_requested: bool,
     /// Where it stands.
     pub state: RunState,
 }
@@ -299,6 +301,8 @@ pub struct Leased {
     pub version: i64,
     /// The taking's name.
     pub token: LeaseToken,
+    /// Whether its buyer wished it to stop before it was taken (again).
+    pub cancel_requested: bool,
 }
 
 /// Proof of a won claim. Uploading and completing ask for it.

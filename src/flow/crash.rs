@@ -35,6 +35,8 @@ pub enum CrashPoint {
     FinishEnd,
     /// The run ends as FAILED by its inputs or its pack, and its hold with it.
     FailEnd,
+    /// The run ends as CANCELLED in its worker's hands, and its hold with it.
+    StopEnd,
     /// The gate learns of an end, whoever made it.
     Settle,
     /// The message of a run that has ended is deleted.
@@ -79,11 +81,15 @@ pub enum CrashPoint {
     SweepSettle,
     /// A person ends a contradiction.
     ResolveEnd,
+    /// A waiting run ends as CANCELLED, and its hold with it.
+    CancelEnd,
+    /// A buyer's wish that a run in work stop is written down.
+    CancelRequest,
 }
 
 impl CrashPoint {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::SubmitReserve,
         Self::SubmitInsert,
         Self::SubmitSend,
@@ -98,6 +104,7 @@ impl CrashPoint {
         Self::FinishPut,
         Self::FinishEnd,
         Self::FailEnd,
+        Self::StopEnd,
         Self::Settle,
         Self::FinishDelete,
         Self::HandBackRequeue,
@@ -120,6 +127,8 @@ impl CrashPoint {
         Self::RetainMark,
         Self::SweepSettle,
         Self::ResolveEnd,
+        Self::CancelEnd,
+        Self::CancelRequest,
     ];
 }
 

@@ -19,6 +19,7 @@ pub(super) struct LostRun {
     pub(super) trace_id: TraceId,
     pub(super) attempts: i32,
     pub(super) minimum_fee: UsdMicros,
+    pub(super) cancel_requested: bool,
     pub(super) guard: Guard,
 }
 
@@ -33,6 +34,7 @@ pub async fn lease(cx: &Ctx, due: &DueLease) -> Result<Changed, Error> {
         trace_id: due.trace_id,
         attempts: due.attempts,
         minimum_fee: due.minimum_fee,
+        cancel_requested: due.cancel_requested,
         guard: due.guard,
     };
     attempt(cx, &lost).await
@@ -40,6 +42,10 @@ pub async fn lease(cx: &Ctx, due: &DueLease) -> Result<Changed, Error> {
 
 /// Ends one lost attempt. The platform lost it, so the platform pays for trying again.
 pub(super) async fn attempt(cx: &Ctx, run: &LostRun) -> Result<Changed, Error> {
+    if run.cancel_requested {
+        // What the worker had counted is lost with it.
+        return end(cx, run, Ending::Cancelled(UsdMicros::ZERO), "CANCELLED").await;
+    }
     if run.attempts < cx.pace.attempts_max {
         let requeue = cx.store.requeue(run.run_id, run.guard, false);
         return Ok(match cx.crash.at(CrashPoint::ExpireRequeue, requeue).await? {
@@ -69,6 +75,7 @@ pub async fn waiting(cx: &Ctx, due: &DueExpiry) -> Result<Changed, Error> {
         trace_id: due.trace_id,
         attempts: 0,
         minimum_fee: UsdMicros::ZERO,
+        cancel_requested: false,
         guard: due.guard,
     };
     end(cx, &run, Ending::Expired(Reason::expired_in_queue()), "EXPIRED").await

@@ -70,15 +70,37 @@ pub async fn finish(
 /// # Errors
 /// [`Error`]; the lease runs out and the run is tried again.
 pub async fn fail(cx: &Ctx, run: &Leased, used: UsdMicros, reason: Reason) -> Result<Finish, Error> {
-    let charge = used.max(run.minimum_fee).min(run.reserved);
+    let ending = Ending::Failed(charge(run, used), reason);
+    end_unfinished(cx, run, CrashPoint::FailEnd, ending, "FAILED").await
+}
+
+/// Ends a run whose buyer wishes it to stop. It pays what the meter counted, at least the minimum fee.
+///
+/// # Errors
+/// [`Error`]; the lease runs out and the run is cancelled by the reaper, for free.
+pub async fn stop(cx: &Ctx, run: &Leased, used: UsdMicros) -> Result<Finish, Error> {
+    let ending = Ending::Cancelled(charge(run, used));
+    end_unfinished(cx, run, CrashPoint::StopEnd, ending, "CANCELLED").await
+}
+
+fn charge(run: &Leased, used: UsdMicros) -> UsdMicros {
+    used.max(run.minimum_fee).min(run.reserved)
+}
+
+async fn end_unfinished(
+    cx: &Ctx,
+    run: &Leased,
+    at: CrashPoint,
+    ending: Ending,
+    status: &'static str,
+) -> Result<Finish, Error> {
     let guard = Guard::of_lease(run);
     let end = patiently(|| {
-        let ending = Ending::Failed(charge, reason.clone());
-        let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, ending);
-        cx.crash.at(CrashPoint::FailEnd, end)
+        let end = cx.store.end(run.run_id, run.tenant_id, run.trace_id, guard, ending.clone());
+        cx.crash.at(at, end)
     });
     let Cas::Won(settled) = end.await? else { return Ok(lost(run)) };
-    settle(cx, &settled, "FAILED", &run.pack_type).await?;
+    settle(cx, &settled, status, &run.pack_type).await?;
     Ok(Finish::Ended)
 }
 

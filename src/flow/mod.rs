@@ -6,6 +6,7 @@
 //! [`expire`], [`reconcile`], [`resend`] or [`sweep`].
 
 pub mod audit;
+pub mod cancel;
 pub mod crash;
 pub mod deposit;
 pub mod expire;
@@ -70,6 +71,9 @@ pub enum Error {
     /// A budget is being rebuilt over and over; somebody else is at it.
     #[error("the tenant's budget is being rebuilt")]
     BudgetBusy,
+    /// The run changed each time that it was looked at.
+    #[error("the run is changing hands")]
+    RunBusy,
     /// The database went away with a submit in hand: the run may or may not exist.
     #[error("a submit's outcome is unknown")]
     OutcomeUnknown(#[source] anyhow::Error),
@@ -85,7 +89,7 @@ impl Error {
             Self::Store(error) => matches!(error, crate::store::Error::Unavailable(_)),
             Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
             Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
-            Self::Queue(_) | Self::BudgetBusy | Self::OutcomeUnknown(_) => true,
+            Self::Queue(_) | Self::BudgetBusy | Self::RunBusy | Self::OutcomeUnknown(_) => true,
             Self::Panicked(_) => false,
         }
     }

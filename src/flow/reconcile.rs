@@ -38,6 +38,7 @@ pub async fn reconcile(cx: &Ctx, due: &DueClaim) -> Result<Changed, Error> {
                 trace_id: run.trace_id(),
                 attempts: due.attempts,
                 minimum_fee: due.minimum_fee,
+                cancel_requested: due.cancel_requested,
                 guard,
             };
             expire::attempt(cx, &lost).await

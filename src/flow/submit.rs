@@ -320,6 +320,7 @@ fn accepted(new: NewRun, created_at: chrono::DateTime<chrono::Utc>) -> Run {
         metadata: new.metadata,
         created_at,
         started_at: None,
+        cancel_requested: false,
         state: RunState::Queued,
     }
 }

@@ -35,6 +35,8 @@ pub struct DueLease {
     pub attempts: i32,
     /// What it pays at least, where the policy says so.
     pub minimum_fee: UsdMicros,
+    /// Whether its buyer wishes it to stop.
+    pub cancel_requested: bool,
     /// What was seen: version, lease and its expiry.
     pub guard: Guard,
 }
@@ -48,6 +50,8 @@ pub struct DueClaim {
     pub attempts: i32,
     /// What it pays at least, where the policy says so.
     pub minimum_fee: UsdMicros,
+    /// Whether its buyer wishes it to stop.
+    pub cancel_requested: bool,
 }
 
 /// A run whose message is to be sent (again).
@@ -153,6 +157,7 @@ impl Store {
                     trace_id: run.trace_id,
                     attempts: run.attempts,
                     minimum_fee: run.minimum_fee,
+                    cancel_requested: run.cancel_requested,
                     guard: Guard {
                         version: run.version,
                         lease_token: Some(lease.token),
@@ -197,6 +202,7 @@ impl Store {
                 due.push(DueClaim {
                     attempts: run.attempts,
                     minimum_fee: run.minimum_fee,
+                    cancel_requested: run.cancel_requested,
                     claimed: Claimed::won(
                         run.run_id,
                         run.tenant_id,

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Bytea, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{BigInt, Bool, Bytea, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use uuid::Uuid;
 
@@ -22,7 +22,8 @@ macro_rules! run_columns {
          run.minimum_fee_usd_micros, run.actual_cost_usd_micros, run.timebox_secs, run.attempts, run.trace_id, \
          run.metadata, run.status, run.money_state, run.finalize_stage, run.lease_token, run.lease_expires_at, \
          run.finalize_token, run.claimed_at, run.claim_cost_usd_micros, run.result_key, run.result_sha256, \
-         run.reason_code, run.reason_detail, run.created_at, run.started_at, run.completed_at, run.retention_until"
+         run.reason_code, run.reason_detail, run.created_at, run.started_at, run.completed_at, run.retention_until, \
+         run.cancel_requested_at IS NOT NULL AS cancel_requested"
     };
 }
 pub(super) use run_columns;
@@ -85,6 +86,8 @@ pub(super) struct RunRow {
     completed_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     retention_until: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    cancel_requested: bool,
 }
 
 impl TryFrom<RunRow> for Run {
@@ -115,6 +118,7 @@ impl TryFrom<RunRow> for Run {
             metadata: row.metadata,
             created_at: row.created_at,
             started_at: row.started_at,
+            cancel_requested: row.cancel_requested,
             state,
             pack_type: row.pack_type,
         })

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{BigInt, Bool, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use uuid::Uuid;
 
@@ -108,6 +108,8 @@ pub enum Ending {
     Failed(UsdMicros, Reason),
     /// Never taken; free.
     Expired(Reason),
+    /// Stopped at its buyer's wish, at this cost.
+    Cancelled(UsdMicros),
 }
 
 #[derive(QueryableByName)]
@@ -229,6 +231,8 @@ impl Store {
             version: i64,
             #[diesel(sql_type = SqlUuid)]
             lease_token: Uuid,
+            #[diesel(sql_type = Bool)]
+            cancel_requested: bool,
         }
         let ids = runs.iter().map(|run| run.0).collect::<Vec<_>>();
         let sql =
@@ -251,6 +255,7 @@ impl Store {
                     trace_id: row.trace_id.parse().ok().ok_or_else(|| corrupt("no trace id"))?,
                     version: row.version,
                     token: LeaseToken(row.lease_token),
+                    cancel_requested: row.cancel_requested,
                     inputs: row.inputs.ok_or_else(|| corrupt("no inputs"))?,
                     pack_type: row.pack_type,
                 })
@@ -351,6 +356,7 @@ impl Store {
             Ending::Completed(charge) => ("COMPLETED", charge, None),
             Ending::Failed(charge, reason) => ("FAILED", charge, Some(reason)),
             Ending::Expired(reason) => ("EXPIRED", UsdMicros::ZERO, Some(reason)),
+            Ending::Cancelled(charge) => ("CANCELLED", charge, None),
         };
         let (code, detail) = reason.map(|reason| (reason.code, reason.detail)).unzip();
         let sql = Sql::new(include_str!("sql/end_run.sql"))
@@ -388,6 +394,38 @@ impl Store {
             .bind(guard.lease_expires_at);
         let row: Option<IdRow> = self.row("requeue_run", sql).await?;
         Ok(row.map_or(Cas::Lost, |_| Cas::Won(())))
+    }
+
+    /// Writes down that the buyer wishes a run in work to stop. Its version stays: what its worker saw of it
+    /// still holds, and the worker is who ends it.
+    ///
+    /// # Errors
+    /// [`Error`]; it may be written.
+    pub async fn request_cancel(&self, tenant_id: TenantId, run_id: RunId) -> Result<Cas<()>, Error> {
+        let sql = Sql::new(
+            "-- request_cancel\nUPDATE runs SET cancel_requested_at = coalesce(cancel_requested_at, \
+                statement_timestamp() + $1::bigint * interval '1 microsecond') \
+             WHERE run_id = $2::uuid AND tenant_id IS NOT DISTINCT FROM $3::uuid \
+                AND status IS NOT DISTINCT FROM 'PROCESSING' AND money_state = 'RESERVED' RETURNING run_id",
+        )
+        .bind(self.offset())
+        .bind(run_id.0)
+        .bind(tenant_id.0);
+        let row: Option<IdRow> = self.row("request_cancel", sql).await?;
+        Ok(row.map_or(Cas::Lost, |_| Cas::Won(())))
+    }
+
+    /// Which of a worker's runs are to stop at their buyers' wish.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn to_cancel(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error> {
+        let sql = Sql::new(
+            "-- to_cancel\nSELECT run_id FROM runs WHERE run_id = ANY($1::uuid[]) AND cancel_requested_at IS NOT NULL",
+        )
+        .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());
+        let rows: Vec<IdRow> = self.rows("to_cancel", sql).await?;
+        Ok(rows.into_iter().map(|row| RunId(row.run_id)).collect())
     }
 
     /// Parks a claimed run whose object contradicts the books.

@@ -19,6 +19,9 @@ use crate::{
     queue::Receipt,
 };
 
+/// How soon a worker hears of a buyer's wish that a run stop.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The leases that this worker holds.
 #[derive(Clone, Default)]
 pub(super) struct Leases(Arc<Mutex<HashMap<RunId, Held>>>);
@@ -29,6 +32,7 @@ struct Held {
     /// After this the reaper may have given the run away, whatever the last beat said.
     until: Instant,
     lost: CancellationToken,
+    cancelled: CancellationToken,
 }
 
 impl Leases {
@@ -38,10 +42,15 @@ impl Leases {
 
     /// Begins to renew a lease, for as long as what is returned lives.
     pub(super) fn enter(&self, run: &Leased, receipt: Receipt, lease: Duration) -> Renewed {
-        let lost = CancellationToken::new();
-        let held = Held { token: run.token, receipt, until: Instant::now() + lease, lost: lost.clone() };
+        let (lost, cancelled) = (CancellationToken::new(), CancellationToken::new());
+        if run.cancel_requested {
+            cancelled.cancel();
+        }
+        let until = Instant::now() + lease;
+        let held =
+            Held { token: run.token, receipt, until, lost: lost.clone(), cancelled: cancelled.clone() };
         self.held().insert(run.run_id, held);
-        Renewed { leases: self.clone(), run_id: run.run_id, token: run.token, lost }
+        Renewed { leases: self.clone(), run_id: run.run_id, token: run.token, lost, cancelled }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -56,12 +65,18 @@ pub(super) struct Renewed {
     run_id: RunId,
     token: LeaseToken,
     lost: CancellationToken,
+    cancelled: CancellationToken,
 }
 
 impl Renewed {
     /// Cancelled when the lease is found gone.
     pub(super) fn lost(&self) -> &CancellationToken {
         &self.lost
+    }
+
+    /// Cancelled when the buyer wishes the run to stop.
+    pub(super) fn cancelled(&self) -> &CancellationToken {
+        &self.cancelled
     }
 }
 
@@ -74,13 +89,43 @@ impl Drop for Renewed {
     }
 }
 
-/// Beats until `stop`.
+/// Beats until `stop`, and looks for runs to cancel more often than that.
 pub(super) async fn run(cx: Arc<Ctx>, leases: Leases, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(cx.pace.heartbeat);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        if flow::survive(once(&cx, &leases)).await.is_err() {
+    let mut beats = tokio::time::interval(cx.pace.heartbeat);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(LOOK_INTERVAL.min(cx.pace.heartbeat));
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let round = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            _ = beats.tick() => flow::survive(once(&cx, &leases)).await,
+            _ = looks.tick() => flow::survive(look(&cx, &leases)).await,
+        };
+        if round.is_err() {
             tracing::error!("a beat panicked; the next is tried");
+        }
+    }
+}
+
+/// Stops the runs whose buyers wish it.
+async fn look(cx: &Ctx, leases: &Leases) {
+    let mine: Vec<_> = leases.held().keys().copied().collect();
+    if mine.is_empty() {
+        return;
+    }
+    match cx.store.to_cancel(&mine).await {
+        Ok(runs) => {
+            let held = leases.held();
+            for lease in runs.iter().filter_map(|run| held.get(run)) {
+                lease.cancelled.cancel();
+            }
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{:#}", anyhow::Error::from(error)),
+                "cannot look for runs to cancel"
+            );
         }
     }
 }

@@ -28,6 +28,8 @@ enum Work {
     LeaseLost,
     /// The worker must stop now.
     Stopped,
+    /// The buyer wishes the run to stop.
+    Cancelled,
     /// This worker does not know the pack.
     UnknownPack,
 }
@@ -42,7 +44,7 @@ pub(super) async fn run(
 ) {
     let meter = Meter::new(run.reserved);
     let started = std::time::Instant::now();
-    let (work, version) = work(&cx, &run, &meter, renewed.lost(), &hard).await;
+    let (work, version) = work(&cx, &run, &meter, &renewed, &hard).await;
     // What follows is short, and ends the lease itself.
     drop(renewed);
     metrics::histogram!("dpp_run_seconds", "pack" => run.pack_type.clone()).record(started.elapsed());
@@ -52,6 +54,7 @@ pub(super) async fn run(
             finish::finish(&cx, &run, version, &product, meter.used(), chrono::Utc::now()).await
         }
         Work::Failed(reason) => finish::fail(&cx, &run, meter.used(), reason).await,
+        Work::Cancelled => finish::stop(&cx, &run, meter.used()).await,
         Work::LeaseLost => Ok(Finish::Lost),
         Work::Stopped => return hand_back(&cx, &run, Some(&receipt)).await,
         // Its message stays hidden for a while: shown at once, it would come straight back here.
@@ -100,7 +103,7 @@ async fn work<'a>(
     cx: &'a Ctx,
     run: &Leased,
     meter: &Meter,
-    lost: &CancellationToken,
+    renewed: &Renewed,
     hard: &CancellationToken,
 ) -> (Work, &'a str) {
     let Some(pack) = cx.packs.find(&run.pack_type) else {
@@ -115,7 +118,8 @@ async fn work<'a>(
     let product = AssertUnwindSafe(pack.run(job)).catch_unwind();
     let work = tokio::select! {
         biased;
-        () = lost.cancelled() => Work::LeaseLost,
+        () = renewed.lost().cancelled() => Work::LeaseLost,
+        () = renewed.cancelled().cancelled() => Work::Cancelled,
         () = hard.cancelled() => Work::Stopped,
         product = tokio::time::timeout_at(deadline, product) => match product {
             Ok(Ok(Ok(product))) => Work::Done(product),

@@ -163,3 +163,13 @@ fn every_setting_has_a_default_and_every_default_a_setting() {
     assert_eq!(settings, keys);
     assert!(settings.len() > 20, "the table was read");
 }
+
+#[test]
+fn the_promise_says_what_each_fault_leaves() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/money.md")).unwrap();
+    let missing: Vec<_> = dpp::flow::crash::CrashPoint::ALL
+        .into_iter()
+        .filter(|point| !page.contains(&format!("`{point:?}`")))
+        .collect();
+    assert!(missing.is_empty(), "docs/money.md does not say what these leave: {missing:?}");
+}

@@ -90,6 +90,7 @@ async fn every_path_asks_for_its_scope() {
     let run_id = app.submit(&tenant, "one", "0.5").await;
     let needed = |method: &str, path: &str| match path {
         "/v1/runs" if method == "POST" => Some("runs:write"),
+        "/v1/runs/{run_id}/cancel" => Some("runs:write"),
         path if path.starts_with("/v1/runs") => Some("runs:read"),
         "/v1/budget" | "/v1/usage" | "/v1/ledger" => Some("usage:read"),
         path if path.starts_with("/v1/keys") => Some("keys:manage"),

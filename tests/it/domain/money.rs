@@ -28,13 +28,18 @@ proptest! {
     #[test]
     fn nothing_is_rounded_down_and_less_than_a_grain_is_added(amount in amounts()) {
         let up = amount.rounded_up();
-        prop_assert!(up.is_whole_grain() && up >= amount && up.get() - amount.get() < 100);
+        prop_assert!(up.get() % 100 == 0 && up >= amount && up.get() - amount.get() < 100);
+        prop_assert_eq!(amount.is_whole_grain(), amount.get() % 100 == 0);
+        prop_assert_eq!(amount.is_zero(), amount.get() == 0);
     }
 
     #[test]
     fn sums_and_differences_are_exact_or_refused(a in amounts(), b in amounts()) {
         match a.checked_add(b) {
-            Some(sum) => prop_assert_eq!(sum.get(), a.get() + b.get()),
+            Some(sum) => {
+                prop_assert_eq!(sum.get(), a.get() + b.get());
+                prop_assert!(sum <= UsdMicros::MAX, "an amount above the bound");
+            }
             None => prop_assert!(a.get() + b.get() > UsdMicros::MAX.get()),
         }
         match a.checked_sub(b) {

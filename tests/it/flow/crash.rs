@@ -14,7 +14,7 @@ use std::{
 
 use chrono::TimeDelta;
 use dpp::{
-    domain::{money::UsdMicros, run::Leased},
+    domain::{id::RunId, money::UsdMicros, run::Leased},
     flow::{
         self,
         crash::{CrashPoint, Fault},
@@ -127,6 +127,14 @@ fn expected(at: CrashPoint, fault: Fault) -> Verdict {
         (At::FinishEnd | At::Settle | At::FinishDelete, _) => DONE,
         (At::FailEnd, DiesBefore) => AttemptLost("FAILED", FAILED_COST),
         (At::FailEnd, DiesAfter | AnswerLost | NotApplied) => Ended("FAILED", FAILED_COST, 1),
+        // What the meter counted, at least the minimum fee; what died with its worker is free.
+        (At::StopEnd, DiesBefore) => Ended("CANCELLED", 0, 1),
+        (At::StopEnd, DiesAfter | AnswerLost | NotApplied) => Ended("CANCELLED", MINIMUM_FEE, 1),
+        (At::CancelEnd, DiesBefore | NotApplied) => DONE,
+        (At::CancelEnd, DiesAfter | AnswerLost) => Ended("CANCELLED", 0, 0),
+        // The worker dies as well; a wish that was not written down is none.
+        (At::CancelRequest, DiesBefore | NotApplied) => REDONE,
+        (At::CancelRequest, DiesAfter | AnswerLost) => Ended("CANCELLED", 0, 1),
         // What is handed back does not count as an attempt.
         (At::HandBackRequeue, DiesBefore) => REDONE,
         (At::HandBackRequeue, DiesAfter | AnswerLost | NotApplied) | (At::HandBackShow, _) => DONE,
@@ -243,6 +251,30 @@ async fn reach(app: &TestApp, tenant: &Tenant, case: Case) -> Stage {
             // The worker is told to stop while the run is in work.
             let run_id = submitted.run_id();
             in_work(app, async || app.run(tenant, run_id).await["status"] == "PROCESSING").await;
+        }
+        At::StopEnd => {
+            stage.body = scripted("1", &["charge 0.0120", "wait"]);
+            let submitted = app.post(tenant, "one", &stage.body).await;
+            let run_id = submitted.run_id();
+            arm();
+            let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
+            let worker = tokio::spawn(worker::run(Arc::clone(cx), 4, soft.clone(), hard));
+            until("it is in work", async || app.run(tenant, run_id).await["status"] == "PROCESSING").await;
+            assert_eq!(cancel(app, tenant, run_id).await, 202);
+            until("its worker stops it", async || cx.crash.fired()).await;
+            soft.cancel();
+            worker.await.unwrap();
+        }
+        At::CancelEnd => {
+            let run_id = app.submit(tenant, "one", "1").await;
+            arm();
+            assert_eq!(cancel(app, tenant, run_id).await, unanswered(case.fault));
+        }
+        At::CancelRequest => {
+            let run_id = app.submit(tenant, "one", "1").await;
+            take_and_die(app).await;
+            arm();
+            assert_eq!(cancel(app, tenant, run_id).await, unanswered(case.fault));
         }
         At::ExpireRequeue => {
             app.submit(tenant, "one", "1").await;
@@ -369,6 +401,19 @@ async fn resolve(app: &TestApp) {
     let charge = "0.25".parse().unwrap();
     let outcome = flow::resolve::resolve(&app.cx, run_id.parse().unwrap(), charge, "It was forged.").await;
     drop(outcome);
+}
+
+async fn cancel(app: &TestApp, tenant: &Tenant, run_id: RunId) -> u16 {
+    let request = app.request(reqwest::Method::POST, &format!("/v1/runs/{run_id}/cancel"));
+    app.send(request.bearer_auth(&tenant.key)).await.status
+}
+
+/// What a client is told whose one effect failed.
+fn unanswered(fault: Fault) -> u16 {
+    match fault {
+        Fault::DiesBefore | Fault::DiesAfter => 500,
+        Fault::AnswerLost | Fault::NotApplied => 503,
+    }
 }
 
 async fn deposit_more(app: &TestApp, tenant: &Tenant) {

@@ -45,15 +45,17 @@ enum Change {
     ParkedUnderClaim,
     ResolvedByOperator,
     ExpiredInQueue,
+    StoppedByWorker,
+    CancelledInQueue,
 }
 use Change::{
-    ClaimedByWorker, CompletedUnderClaim, EndedByReaper, ExpiredInQueue, FailedByWorker, HandedBackByWorker,
-    ParkedUnderClaim, RenewedByWorker, RequeuedByReaper, RequeuedUnderClaim, ResolvedByOperator,
-    TakenByWorker,
+    CancelledInQueue, ClaimedByWorker, CompletedUnderClaim, EndedByReaper, ExpiredInQueue, FailedByWorker,
+    HandedBackByWorker, ParkedUnderClaim, RenewedByWorker, RequeuedByReaper, RequeuedUnderClaim,
+    ResolvedByOperator, StoppedByWorker, TakenByWorker,
 };
 
 /// Each change, and what must make it lose.
-const TABLE: [(Change, &[&str]); 12] = [
+const TABLE: [(Change, &[&str]); 14] = [
     (TakenByWorker, &[LEASED]),
     (RenewedByWorker, &[OTHER_LEASE, QUEUED, CLAIMED]),
     (ClaimedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
@@ -66,6 +68,8 @@ const TABLE: [(Change, &[&str]); 12] = [
     (ParkedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
     (ResolvedByOperator, &[OTHER_VERSION, OTHER_CLAIM, UNPARKED]),
     (ExpiredInQueue, &[OTHER_VERSION, LEASED]),
+    (StoppedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
+    (CancelledInQueue, &[OTHER_VERSION, LEASED]),
 ];
 
 /// What a caller holds when it makes its change.
@@ -80,7 +84,7 @@ enum Seen {
 async fn reach(app: &TestApp, tenant: &Tenant, change: Change, key: &str) -> (RunId, Seen) {
     let run_id = app.submit(tenant, key, "1").await;
     let store = &app.cx.store;
-    if matches!(change, TakenByWorker | ExpiredInQueue) {
+    if matches!(change, TakenByWorker | ExpiredInQueue | CancelledInQueue) {
         return (run_id, Seen::Queued(Guard { version: 1, ..Guard::default() }));
     }
     let leased = store.take(&[run_id], LEASE).await.unwrap().remove(0);
@@ -92,6 +96,7 @@ async fn reach(app: &TestApp, tenant: &Tenant, change: Change, key: &str) -> (Ru
             | HandedBackByWorker
             | EndedByReaper
             | RequeuedByReaper
+            | StoppedByWorker
     ) {
         app.move_clock(TimeDelta::seconds(4));
         let due = store.due_leases(None, 100).await.unwrap();
@@ -130,6 +135,8 @@ async fn make(app: &TestApp, tenant: &Tenant, change: Change, run_id: RunId, see
         (ExpiredInQueue, Seen::Queued(guard)) => {
             end(*guard, Ending::Expired(Reason::expired_in_queue())).await
         }
+        (CancelledInQueue, Seen::Queued(guard)) => end(*guard, Ending::Cancelled(UsdMicros::ZERO)).await,
+        (StoppedByWorker, Seen::Leased(run, _)) => end(Guard::of_lease(run), Ending::Cancelled(cost)).await,
         (RenewedByWorker, Seen::Leased(run, _)) => {
             !store.beat(&[(run_id, run.token)], LEASE).await.unwrap().is_empty()
         }

@@ -1,6 +1,7 @@
 //! The paid run through its doors: HTTP in, queue and reaper behind, and the books at the end.
 
 mod audit;
+mod cancel;
 mod crash;
 mod edges;
 mod gate;
