@@ -23,6 +23,7 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use futures::FutureExt as _;
@@ -33,7 +34,7 @@ use proptest::{
 
 use self::{
     step::{Step, steps},
-    world::{Faults, World},
+    world::{Done, World},
 };
 use crate::harness::say;
 
@@ -43,20 +44,28 @@ const STEPS: usize = 1_000;
 const AT_ONCE: usize = 6;
 
 /// Runs one sequence to its end.
-async fn live(steps: &[Step]) -> Faults {
+async fn live(steps: &[Step]) -> Done {
+    let started = Instant::now();
     let world = World::new().await;
+    world.done.borrow_mut().took("(begin)".to_owned(), started.elapsed());
     let lent = world.lent();
     let life = async {
         for step in steps {
+            let started = Instant::now();
             world.step(step).await;
+            world.done.borrow_mut().took(step.kind(), started.elapsed());
         }
+        let started = Instant::now();
         world.end().await;
-        let faults = world.faults.borrow().clone();
+        world.done.borrow_mut().took("(end)".to_owned(), started.elapsed());
+        let mut done = world.done.borrow().clone();
+        let started = Instant::now();
         world.finish().await;
-        faults
+        done.took("(check)".to_owned(), started.elapsed());
+        done
     };
     match AssertUnwindSafe(life).catch_unwind().await {
-        Ok(faults) => faults,
+        Ok(done) => done,
         Err(broken) => {
             // Shrinking breaks hundreds.
             lent.release().await;
@@ -66,7 +75,7 @@ async fn live(steps: &[Step]) -> Faults {
 }
 
 /// The same, in a runtime of its own, as each process has.
-pub fn run(steps: &[Step]) -> Faults {
+pub fn run(steps: &[Step]) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(live(steps))
 }
@@ -83,19 +92,21 @@ fn runner(seed: u64) -> TestRunner {
 struct Report {
     sequences: usize,
     steps: usize,
-    kinds: BTreeMap<String, usize>,
-    faults: Faults,
+    /// How many, and how many milliseconds they took.
+    kinds: BTreeMap<String, (u32, u128)>,
+    done: Done,
     failed: Vec<String>,
 }
 
 impl Report {
-    fn add(&mut self, steps: &[Step], faults: &Faults) {
+    fn add(&mut self, steps: &[Step], done: &Done) {
         self.sequences += 1;
         self.steps += steps.len();
-        for step in steps {
-            *self.kinds.entry(step.kind()).or_default() += 1;
+        for (kind, (count, millis)) in &done.kinds {
+            let kind = self.kinds.entry(kind.clone()).or_default();
+            *kind = (kind.0 + count, kind.1 + millis);
         }
-        for (all, new) in [(&mut self.faults.made, &faults.made), (&mut self.faults.struck, &faults.struck)] {
+        for (all, new) in [(&mut self.done.made, &done.made), (&mut self.done.struck, &done.struck)] {
             for (fault, count) in new {
                 *all.entry(fault.clone()).or_default() += count;
             }
@@ -104,8 +115,8 @@ impl Report {
 
     fn text(&self, seed: u64, took: std::time::Duration) -> String {
         let (made, struck) =
-            (self.faults.made.values().sum::<usize>(), self.faults.struck.values().sum::<usize>());
-        let different = self.faults.struck.values().filter(|count| **count > 0).count();
+            (self.done.made.values().sum::<usize>(), self.done.struck.values().sum::<usize>());
+        let different = self.done.struck.values().filter(|count| **count > 0).count();
         let per_minute =
             |count: usize| count * 60_000 / usize::try_from(took.as_millis()).unwrap_or(1).max(1);
         let mut text = format!(
@@ -117,12 +128,12 @@ impl Report {
             per_minute(self.sequences),
             per_minute(self.steps),
         );
-        for (kind, count) in &self.kinds {
-            writeln!(text, "{count:>7} {kind}").unwrap();
+        for (kind, (count, millis)) in &self.kinds {
+            writeln!(text, "{count:>7} {kind} ({} ms each)", millis / u128::from(*count)).unwrap();
         }
         text.push_str("faults, struck of made:\n");
-        for (fault, made) in &self.faults.made {
-            writeln!(text, "{:>7} of {made} {fault}", self.faults.struck.get(fault).copied().unwrap_or(0))
+        for (fault, made) in &self.done.made {
+            writeln!(text, "{:>7} of {made} {fault}", self.done.struck.get(fault).copied().unwrap_or(0))
                 .unwrap();
         }
         text
@@ -153,8 +164,8 @@ fn whatever_happens_the_promises_hold() {
                 (drawn.0 - 1, tree, runner)
             };
             let outcome = runner.run_one(tree, |steps| {
-                let faults = run(&steps);
-                report.lock().unwrap().add(&steps, &faults);
+                let done = run(&steps);
+                report.lock().unwrap().add(&steps, &done);
                 Ok(())
             });
             if let Err(failed) = outcome {
@@ -163,7 +174,7 @@ fn whatever_happens_the_promises_hold() {
             }
         }
     };
-    let started = std::time::Instant::now();
+    let started = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             // Unoptimized futures are large.

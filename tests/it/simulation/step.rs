@@ -15,7 +15,7 @@ pub const TENANTS: usize = 2;
 /// What runs may cost, in micros.
 pub const CAPS: [i64; 4] = [12_000, 500_000, 1_000_000, 2_000_000];
 /// Idempotency keys of one tenant.
-const KEYS: u8 = 6;
+const KEYS: u8 = 12;
 
 /// What is bought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -279,6 +279,19 @@ const DEPOSIT_FAULTS: [CrashPoint; 5] = [
 ];
 const SNAPSHOT_FAULTS: [CrashPoint; 2] = [CrashPoint::SnapshotWrite, CrashPoint::SnapshotCommit];
 
+/// Passes by number.
+const CLAIMS: usize = number(Pass::Claims);
+const UNSENT: usize = number(Pass::Unsent);
+const RETENTION: usize = number(Pass::Retention);
+
+const fn number(pass: Pass) -> usize {
+    let mut at = 0;
+    while Pass::ALL[at] as usize != pass as usize {
+        at += 1;
+    }
+    at
+}
+
 /// The effects that a pass comes to.
 fn pass_faults(pass: Pass) -> &'static [CrashPoint] {
     match pass {
@@ -327,7 +340,8 @@ fn submit() -> BoxedStrategy<Submit> {
         1 => Just(Job::Overruns),
         8 => Just(Job::Waits),
     ];
-    (0..TENANTS, 0..KEYS, job, 0..CAPS.len())
+    let cap = prop_oneof![3 => Just(0), 3 => Just(1), 2 => Just(2), 1 => Just(3)];
+    (0..TENANTS, 0..KEYS, job, cap)
         .prop_map(|(tenant, key, job, cap)| Submit { tenant, key, job, cap })
         .boxed()
 }
@@ -468,19 +482,14 @@ fn sqs(operations: &'static [&'static str]) -> BoxedStrategy<Outage> {
         .boxed()
 }
 
-fn with(step: impl Strategy<Value = Step> + 'static, outage: impl Strategy<Value = Outage> + 'static) -> BoxedStrategy<Step> {
+fn with(
+    step: impl Strategy<Value = Step> + 'static,
+    outage: impl Strategy<Value = Outage> + 'static,
+) -> BoxedStrategy<Step> {
     (step, outage).prop_map(|(step, outage)| Step::With(vec![outage], Box::new(step))).boxed()
 }
 
 fn failing() -> BoxedStrategy<Step> {
-    let reap = || {
-        pass().prop_flat_map(|pass| {
-            (Just(pass), select(pass_faults(Pass::ALL[pass])), fault()).prop_map(|(pass, at, fault)| {
-                Step::With(vec![Outage::At(at, fault)], Box::new(Step::Reap { pass }))
-            })
-        })
-    };
-    let numbered = |pass: Pass| Step::Reap { pass: Pass::ALL.iter().position(|each| *each == pass).unwrap() };
     let shift = select(&[Ends::Done, Ends::HandsBack, Ends::LeasesLost][..]).prop_map(Step::Shift);
     let tenant = || 0..TENANTS;
     prop_oneof![
@@ -488,16 +497,16 @@ fn failing() -> BoxedStrategy<Step> {
         1 => with(rivals().prop_map(Step::SubmitAtOnce), crash(&SUBMIT_FAULTS)),
         10 => with(Just(Step::Work), crash(&WORK_FAULTS)),
         2 => with(shift, crash(&SHIFT_FAULTS)),
-        8 => reap(),
+        8 => reaps(),
         1 => with(tenant().prop_map(|tenant| Step::Rebuild { tenant }), crash(&REBUILD_FAULTS)),
         2 => with(deposit(), crash(&DEPOSIT_FAULTS)),
         1 => with(tenant().prop_map(|tenant| Step::Snapshot { tenant }), crash(&SNAPSHOT_FAULTS)),
         6 => with(Just(Step::Work), s3(&["PutObject"])),
-        3 => with(Just(numbered(Pass::Claims)), s3(&["HeadObject", "ListObjectsV2"])),
-        1 => with(Just(numbered(Pass::Retention)), s3(&["ListObjectsV2", "DeleteObjects"])),
+        3 => with(Just(Step::Reap { pass: CLAIMS }), s3(&["HeadObject", "ListObjectsV2"])),
+        1 => with(Just(Step::Reap { pass: RETENTION }), s3(&["ListObjectsV2", "DeleteObjects"])),
         2 => with(submit().prop_map(Step::Submit), sqs(&["SendMessageBatch"])),
         2 => with(Just(Step::Work), sqs(&["ReceiveMessage", "DeleteMessageBatch"])),
-        1 => with(Just(numbered(Pass::Unsent)), sqs(&["SendMessageBatch"])),
+        1 => with(Just(Step::Reap { pass: UNSENT }), sqs(&["SendMessageBatch"])),
         1 => with(submit().prop_map(Step::Submit), Just(Outage::Database)),
         1 => with(Just(Step::Work), Just(Outage::Database)),
         1 => with(deposit(), Just(Outage::Database)),
@@ -523,9 +532,54 @@ fn held_up() -> BoxedStrategy<Step> {
     .boxed()
 }
 
+/// A few steps of which the first give the last something to do: by themselves, faults seldom strike.
+fn phrase() -> BoxedStrategy<Vec<Step>> {
+    let hang_up = (submit(), select(&SUBMIT_POINTS[..])).prop_map(|(submit, at)| Step::HangUp { submit, at });
+    let one = prop_oneof![60 => plain(), 28 => failing(), 8 => held_up(), 2 => hang_up];
+    let bought = || submit().prop_map(Step::Submit);
+    let wait = || select(&[4_i64, 4, 4_000]).prop_map(|secs| Step::Wait { secs });
+    let lost = || {
+        prop_oneof![
+            2 => Just(Step::Pause),
+            2 => with(Just(Step::Work), crash(&[CrashPoint::TakeLease, CrashPoint::FinishClaim, CrashPoint::FinishEnd])),
+            2 => with(Just(Step::Work), s3(&["PutObject"])),
+            1 => Just(Step::LoseMessages),
+            1 => with(Just(Step::Work), crash(&[CrashPoint::Settle])),
+        ]
+    };
+    let repaired = || prop_oneof![2 => plain(), 3 => failing(), 1 => held_up()];
+    let purged = with(
+        Just(Step::Reap { pass: RETENTION }),
+        prop_oneof![
+            s3(&["ListObjectsV2", "DeleteObjects"]),
+            crash(&[CrashPoint::RetainPurge, CrashPoint::RetainMark])
+        ],
+    );
+    prop_oneof![
+        6 => one.prop_map(|step| vec![step]),
+        2 => (bought(), repaired()).prop_map(|(bought, step)| vec![bought, step]),
+        2 => (bought(), prop_oneof![work(), with(work(), crash(&WORK_FAULTS))])
+            .prop_map(|(bought, step)| vec![bought, step]),
+        2 => (bought(), lost(), wait(), reaps()).prop_map(|(bought, lost, wait, step)| vec![bought, lost, wait, step]),
+        1 => (bought(), lost(), wait(), repaired(), repaired())
+            .prop_map(|(bought, lost, wait, one, two)| vec![bought, lost, wait, one, two]),
+        1 => (bought(), purged)
+            .prop_map(|(bought, purged)| vec![bought, Step::Work, Step::Wait { secs: 8_000_000 }, purged]),
+    ]
+    .boxed()
+}
+
+/// A pass, with or without something failing.
+fn reaps() -> BoxedStrategy<Step> {
+    let failing = pass().prop_flat_map(|pass| {
+        (Just(pass), select(pass_faults(Pass::ALL[pass])), fault()).prop_map(|(pass, at, fault)| {
+            Step::With(vec![Outage::At(at, fault)], Box::new(Step::Reap { pass }))
+        })
+    });
+    prop_oneof![1 => pass().prop_map(|pass| Step::Reap { pass }), 2 => failing].boxed()
+}
+
 /// A sequence.
 pub fn steps() -> BoxedStrategy<Vec<Step>> {
-    let hang_up = (submit(), select(&SUBMIT_POINTS[..])).prop_map(|(submit, at)| Step::HangUp { submit, at });
-    let step = prop_oneof![60 => plain(), 28 => failing(), 8 => held_up(), 2 => hang_up];
-    prop::collection::vec(step, 1..40).boxed()
+    prop::collection::vec(phrase(), 1..30).prop_map(|phrases| phrases.concat()).boxed()
 }

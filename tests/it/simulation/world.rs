@@ -75,11 +75,19 @@ impl AsyncSleep for Hurry {
     }
 }
 
-/// The faults that were made, and those that struck.
+/// What was done: steps by kind, faults made, and those of them that struck.
 #[derive(Clone, Debug, Default)]
-pub struct Faults {
+pub struct Done {
+    pub kinds: BTreeMap<String, (u32, u128)>,
     pub made: BTreeMap<String, usize>,
     pub struck: BTreeMap<String, usize>,
+}
+
+impl Done {
+    pub fn took(&mut self, kind: String, time: Duration) {
+        let kind = self.kinds.entry(kind).or_default();
+        *kind = (kind.0 + 1, kind.1 + time.as_millis());
+    }
 }
 
 /// Everything.
@@ -110,7 +118,7 @@ pub struct World {
     /// How many outages are under way, and whether some may still be felt.
     outages: Cell<usize>,
     shaken: Cell<bool>,
-    pub faults: RefCell<Faults>,
+    pub done: RefCell<Done>,
 }
 
 /// Micros as the product has them.
@@ -162,7 +170,7 @@ impl World {
             place,
             outages: Cell::new(0),
             shaken: Cell::new(false),
-            faults: RefCell::default(),
+            done: RefCell::default(),
         }
     }
 
@@ -632,9 +640,9 @@ impl World {
     // What fails, and what happens meanwhile.
 
     fn note(&self, fault: &str, struck: bool) {
-        let mut faults = self.faults.borrow_mut();
-        *faults.made.entry(fault.to_owned()).or_default() += 1;
-        *faults.struck.entry(fault.to_owned()).or_default() += usize::from(struck);
+        let mut done = self.done.borrow_mut();
+        *done.made.entry(fault.to_owned()).or_default() += 1;
+        *done.struck.entry(fault.to_owned()).or_default() += usize::from(struck);
     }
 
     async fn with(&self, outages: &[Outage], step: &Step) {
