@@ -64,7 +64,7 @@ async fn live(steps: &[Step]) -> Done {
         done.took("(check)".to_owned(), started.elapsed());
         done
     };
-    match AssertUnwindSafe(life).catch_unwind().await {
+    match AssertUnwindSafe(Box::pin(life)).catch_unwind().await {
         Ok(done) => done,
         Err(broken) => {
             // Shrinking breaks hundreds.
@@ -77,7 +77,7 @@ async fn live(steps: &[Step]) -> Done {
 /// The same, in a runtime of its own, as each process has.
 pub fn run(steps: &[Step]) -> Done {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(live(steps))
+    runtime.block_on(Box::pin(live(steps)))
 }
 
 fn runner(seed: u64) -> TestRunner {

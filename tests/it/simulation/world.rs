@@ -64,7 +64,7 @@ struct Hurry {
 
 impl AsyncSleep for Hurry {
     fn sleep(&self, duration: Duration) -> Sleep {
-        let retries = duration.subsec_nanos() % 100_000_000 != 0;
+        let retries = !duration.subsec_nanos().is_multiple_of(100_000_000);
         let hangs = self.hanging.load(Ordering::Relaxed);
         let short = match (retries, hangs) {
             (true, _) => duration / 100,
@@ -401,7 +401,7 @@ impl World {
 
     async fn suspend(&self, tenant: usize, suspended: bool) {
         let set = self.cx().store.set_suspended(self.id(tenant), suspended).await;
-        assert_eq!(self.judge(Ok::<_, ()>(set)).unwrap_or(true), true);
+        assert!(self.judge(Ok::<_, ()>(set)).unwrap_or(true), "no such tenant");
     }
 
     fn restart(&self, refund: bool) {
