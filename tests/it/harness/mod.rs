@@ -36,7 +36,7 @@ use self::{
 };
 
 /// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the reaper may have to pass until nothing changes.
 const PASSES_MAX: usize = 20;
 

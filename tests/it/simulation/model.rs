@@ -35,7 +35,7 @@ fn fee(cap: i64) -> i64 {
 }
 
 /// A run as the database shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunRow {
     pub run_id: String,
     pub tenant: usize,
@@ -48,6 +48,7 @@ pub struct RunRow {
     pub attempts: i64,
     pub result_key: Option<String>,
     pub reason: Option<String>,
+    pub lease: Option<String>,
 }
 
 /// A tenant's books, its runs' sums, and what the gate says.
@@ -88,6 +89,8 @@ struct Run {
     order: Order,
     seen_at: i64,
     attempts: i64,
+    /// Where the object of an open claim is to lie.
+    claim: Option<String>,
     /// Status, cost, and when it was first seen.
     ended: Option<(String, i64, i64)>,
 }
@@ -249,8 +252,10 @@ impl Model {
         self.deposits.get_mut(&(tenant, reference.to_owned())).expect("it was asked for").1 = true;
     }
 
-    /// What holds at every instant. `hands_back`: attempts may have been handed back.
-    pub fn observe(&mut self, now: &Observation, hands_back: bool) {
+    /// What holds at every instant. `hands_back`: attempts may have been handed back. Returns the keys of
+    /// claims that were rolled back, whose objects must be absent.
+    pub fn observe(&mut self, now: &Observation, hands_back: bool) -> Vec<String> {
+        let mut rolled_back = Vec::new();
         let was_suspended = |tenant: usize| self.books.get(tenant).is_some_and(|books| books.suspended);
         let suspended: Vec<_> =
             (0..TENANTS).map(|tenant| was_suspended(tenant) && now.books[tenant].suspended).collect();
@@ -258,7 +263,7 @@ impl Model {
         for row in &now.runs {
             assert!(keys.insert((row.tenant, &row.key)), "P6: two runs of one key: {row:?}");
             assert_ne!(row.money_state, "AUDIT_REQUIRED", "nothing was forged: {row:?}");
-            self.observe_run(row, suspended[row.tenant], hands_back);
+            rolled_back.extend(self.observe_run(row, suspended[row.tenant], hands_back));
         }
         let there: HashSet<_> = now.runs.iter().map(|run| run.run_id.as_str()).collect();
         let gone = self.runs.keys().find(|run| !there.contains(run.as_str()));
@@ -271,9 +276,10 @@ impl Model {
         if now.at_rest {
             self.refund[0] = self.refund[1];
         }
+        rolled_back
     }
 
-    fn observe_run(&mut self, row: &RunRow, suspended: bool, hands_back: bool) {
+    fn observe_run(&mut self, row: &RunRow, suspended: bool, hands_back: bool) -> Option<String> {
         let key: u8 = row.key.trim_start_matches("key-").parse().unwrap();
         if !self.runs.contains_key(&row.run_id) {
             let of = self.keys.get(&(row.tenant, key)).unwrap_or_else(|| panic!("nobody asked for {row:?}"));
@@ -281,7 +287,15 @@ impl Model {
             let order = *order.unwrap_or_else(|| panic!("P6: nobody asked for {row:?}"));
             assert!(!suspended, "a suspended tenant bought {row:?}");
             assert_eq!(row.reserved, CAPS[order.1], "{row:?}");
-            let run = Run { tenant: row.tenant, key, order, seen_at: self.clock, attempts: 0, ended: None };
+            let run = Run {
+                tenant: row.tenant,
+                key,
+                order,
+                seen_at: self.clock,
+                attempts: 0,
+                claim: None,
+                ended: None,
+            };
             self.runs.insert(row.run_id.clone(), run);
         }
         let run = &self.runs[&row.run_id];
@@ -305,6 +319,8 @@ impl Model {
         if let (None, Some(cost)) = (&run.ended, row.cost) {
             run.ended = Some((row.status.clone(), cost, clock));
         }
+        let open = row.result_key.clone().filter(|_| row.cost.is_none());
+        std::mem::replace(&mut run.claim, open).filter(|claim| row.result_key.as_ref() != Some(claim))
     }
 
     /// Whether this is an end that the run may have come to.

@@ -280,8 +280,10 @@ const DEPOSIT_FAULTS: [CrashPoint; 5] = [
 const SNAPSHOT_FAULTS: [CrashPoint; 2] = [CrashPoint::SnapshotWrite, CrashPoint::SnapshotCommit];
 
 /// Passes by number.
+const LEASES: usize = number(Pass::Leases);
 const CLAIMS: usize = number(Pass::Claims);
 const UNSENT: usize = number(Pass::Unsent);
+const RESERVATIONS: usize = number(Pass::Reservations);
 const RETENTION: usize = number(Pass::Retention);
 
 const fn number(pass: Pass) -> usize {
@@ -384,8 +386,12 @@ fn outside() -> BoxedStrategy<Step> {
     .boxed()
 }
 
+/// What a paused worker's meter says, in micros; what is above the cap, it has not let pass.
+fn price() -> BoxedStrategy<i64> {
+    (0..25_000_i64).prop_map(|hundreds| hundreds * 100).boxed()
+}
+
 fn plain() -> BoxedStrategy<Step> {
-    let micros = |most: i64| (0..most / 100).prop_map(|hundreds| hundreds * 100);
     prop_oneof![
         12 => submit().prop_map(Step::Submit),
         3 => rivals().prop_map(Step::SubmitAtOnce),
@@ -394,8 +400,8 @@ fn plain() -> BoxedStrategy<Step> {
         1 => submit().prop_map(Step::SubmitRevoked),
         10 => work(),
         4 => Just(Step::Pause),
-        2 => micros(2_500_000).prop_map(|cost_micros| Step::ZombieFinishes { cost_micros }),
-        1 => micros(2_500_000).prop_map(|used_micros| Step::ZombieFails { used_micros }),
+        2 => price().prop_map(|cost_micros| Step::ZombieFinishes { cost_micros }),
+        1 => price().prop_map(|used_micros| Step::ZombieFails { used_micros }),
         1 => Just(Step::ZombieHandsBack),
         1 => Just(Step::ZombieBeats),
         4 => select(&[1_i64, 2, 4, 60, 4_000, 8_000_000][..]).prop_map(|secs| Step::Wait { secs }),
@@ -555,8 +561,35 @@ fn phrase() -> BoxedStrategy<Vec<Step>> {
             crash(&[CrashPoint::RetainPurge, CrashPoint::RetainMark])
         ],
     );
+    let claims = || Step::Reap { pass: CLAIMS };
+    let unknown = (
+        bought(),
+        prop_oneof![
+            Just(vec![Outage::At(CrashPoint::FinishEnd, CrashFault::DiesBefore)]),
+            Just(vec![Outage::At(CrashPoint::FinishPut, CrashFault::DiesAfter)]),
+            Just(vec![Outage::S3("PutObject", WireFault::LoseAnswer, 3)]),
+            Just(vec![Outage::S3("PutObject", WireFault::Late, 3)]),
+        ],
+        with(Just(claims()), s3(&["HeadObject", "ListObjectsV2"])),
+    );
+    let back = prop_oneof![
+        2 => price().prop_map(|cost_micros| Step::ZombieFinishes { cost_micros }),
+        1 => price().prop_map(|used_micros| Step::ZombieFails { used_micros }),
+        1 => Just(Step::ZombieHandsBack),
+        1 => Just(Step::ZombieBeats),
+    ];
+    let zombie = (bought(), prop_oneof![Just(Step::Work), Just(Step::Pause), plain()], back);
     prop_oneof![
         6 => one.prop_map(|step| vec![step]),
+        2 => tight(),
+        1 => unknown.prop_map(move |(bought, outages, look)| {
+            let lost = Step::With(outages, Box::new(Step::Work));
+            vec![bought, lost, Step::Wait { secs: 4 }, look, claims()]
+        }),
+        1 => zombie.prop_map(|(bought, other, back)| {
+            let given_away = Step::ReapTwice { passes: [LEASES, UNSENT] };
+            vec![bought, Step::Pause, Step::Wait { secs: 4 }, given_away, other, back]
+        }),
         2 => (bought(), repaired()).prop_map(|(bought, step)| vec![bought, step]),
         2 => (bought(), prop_oneof![work(), with(work(), crash(&WORK_FAULTS))])
             .prop_map(|(bought, step)| vec![bought, step]),
@@ -566,6 +599,42 @@ fn phrase() -> BoxedStrategy<Vec<Step>> {
         1 => (bought(), purged)
             .prop_map(|(bought, purged)| vec![bought, Step::Work, Step::Wait { secs: 8_000_000 }, purged]),
     ]
+    .boxed()
+}
+
+/// Two large submits of one tenant, of which one is held up or Redis comes back without it: whoever counts on
+/// what Redis says alone sells the same money twice.
+fn tight() -> BoxedStrategy<Vec<Step>> {
+    let large = (0..TENANTS, 0..KEYS, 1..KEYS, 1..CAPS.len(), 2..CAPS.len());
+    let forgets = |tenant| {
+        prop_oneof![
+            Just(vec![Step::FlushRedis]),
+            Just(vec![Step::RestoreRedis { tenant: None }]),
+            Just(vec![Step::RestoreRedis { tenant: Some(tenant) }]),
+            Just(vec![Step::Rebuild { tenant }]),
+            Just(vec![Step::EvictHolds { tenant }, Step::Reap { pass: RESERVATIONS }]),
+            (0..4_u8).prop_map(move |reference| vec![Step::Deposit { tenant, reference, dollars: 1 }]),
+        ]
+    };
+    let points = [CrashPoint::SubmitReserve, CrashPoint::SubmitInsert, CrashPoint::SubmitSend];
+    let one = large.prop_flat_map(move |(tenant, key, other, one, two)| {
+        (
+            Just((tenant, one, two)),
+            Just((key, (key + other) % KEYS)),
+            forgets(tenant),
+            select(points.to_vec()),
+            any::<bool>(),
+        )
+    });
+    one.prop_map(|((tenant, one, two), (key, other), forgets, at, held_up)| {
+        let submit = |key, cap| Step::Submit(Submit { tenant, key, job: Job::Decision, cap });
+        if held_up {
+            let meanwhile = [forgets, vec![submit(other, two)]].concat();
+            vec![Step::SaveRedis, Step::During { step: Box::new(submit(key, one)), at, meanwhile }]
+        } else {
+            [vec![Step::SaveRedis, submit(key, one)], forgets, vec![submit(other, two)]].concat()
+        }
+    })
     .boxed()
 }
 

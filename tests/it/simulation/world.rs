@@ -36,7 +36,7 @@ use super::{
     step::{Ends, Outage, Step, Submit, TENANTS, usd},
 };
 use crate::harness::{
-    Tenant, TestApp, check,
+    PATIENCE, Tenant, TestApp, check,
     services::{Place, shared},
     until,
     wire::{Fault, Which, Wire},
@@ -115,9 +115,13 @@ pub struct World {
     server: String,
     sql: tokio_postgres::Client,
     sqs: aws_sdk_sqs::Client,
+    /// Past the proxy.
+    s3: (aws_sdk_s3::Client, String),
     /// How many outages are under way, and whether some may still be felt.
     outages: Cell<usize>,
     shaken: Cell<bool>,
+    /// How many flows are held up.
+    held_up: Cell<usize>,
     pub done: RefCell<Done>,
 }
 
@@ -149,12 +153,14 @@ impl World {
         model.deposits(0, "first", 3_000_000);
         model.deposits(1, "first", 1_500_000);
         let client = redis::Client::open(place.redis_url.as_str()).unwrap();
-        let connection = client.get_multiplexed_async_connection().await.unwrap();
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let server = check::server(&app).await;
         Self {
             app: RefCell::new(Rc::new(app)),
             former: RefCell::default(),
-            lent,
             wire,
             hurry,
             tenants: RefCell::new(tenants),
@@ -167,9 +173,12 @@ impl World {
             server,
             sql: observer(&place).await,
             sqs: place.sqs().0,
+            s3: (lent.s3().0, lent.s3().1.to_owned()),
             place,
+            lent,
             outages: Cell::new(0),
             shaken: Cell::new(false),
+            held_up: Cell::new(0),
             done: RefCell::default(),
         }
     }
@@ -207,6 +216,9 @@ impl World {
     /// A step and what holds after it.
     pub async fn step(&self, step: &Step) {
         self.happen(step).await;
+        if matches!(step, Step::During { .. }) {
+            self.look(hands_back(step), false).await;
+        }
         self.look(hands_back(step), true).await;
         // Processes of before a restart, once their last flow has ended.
         let mut former = self.former.borrow_mut();
@@ -217,7 +229,15 @@ impl World {
 
     async fn look(&self, hands_back: bool, at_rest: bool) -> Observation {
         let now = self.observe(at_rest).await;
-        self.model.borrow_mut().observe(&now, hands_back);
+        let rolled_back = self.model.borrow_mut().observe(&now, hands_back);
+        // While flows overlap, an upload may arrive after the look that proved it absent.
+        for key in rolled_back.into_iter().filter(|_| at_rest) {
+            let (s3, bucket) = &self.s3;
+            let head = s3.head_object().bucket(bucket).key(&key).send().await;
+            let absent =
+                head.is_err_and(|error| error.as_service_error().is_some_and(|error| error.is_not_found()));
+            assert!(absent, "a claim was rolled back and its object is there: {key}");
+        }
         now
     }
 
@@ -435,21 +455,33 @@ impl World {
             return;
         }
         let Some(run) = self.paused.borrow_mut().pop() else { return };
+        let run_id = run.run_id.to_string();
+        let seen = async || self.observe(false).await.runs.into_iter().find(|row| row.run_id == run_id);
+        let before = seen().await.expect("no run goes");
+        let holds = before.lease == Some(run.token.to_string());
         let outcome = match *step {
             Step::ZombieFinishes { cost_micros } => {
                 let cost = micros(cost_micros).min(run.reserved);
-                self.model.borrow_mut().delivers(run.token.to_string(), cost.get());
+                if holds {
+                    self.model.borrow_mut().delivers(run.token.to_string(), cost.get());
+                }
                 let product = dpp::pack::Product { data: json!({"late": true}), logs: Vec::new() };
                 survive(finish::finish(&cx, &run, "1", &product, cost, chrono::Utc::now())).await
             }
             Step::ZombieFails { used_micros } => {
                 let used = micros(used_micros).min(run.reserved);
-                self.model.borrow_mut().fails(run.run_id.to_string(), used.get());
+                if holds {
+                    self.model.borrow_mut().fails(run_id.clone(), used.get());
+                }
                 survive(finish::fail(&cx, &run, used, Reason::pack_crashed())).await
             }
             _ => survive(finish::hand_back(&cx, &run)).await,
         };
         self.judge(outcome);
+        if !holds && self.held_up.get() == 0 {
+            let after = seen().await.expect("no run goes");
+            assert_eq!(after, before, "P4: a worker without its lease has changed its run");
+        }
     }
 
     /// A worker with its beat takes what is in the queue. Packs that wait keep it at work until the shift ends.
@@ -723,6 +755,7 @@ impl World {
         let done = Cell::new(false);
         // Whoever was held up may find anything; what happens meanwhile may be held up by it.
         self.outages.set(self.outages.get() + 1);
+        self.held_up.set(self.held_up.get() + 1);
         let happen = async {
             self.happen(step).await;
             done.set(true);
@@ -740,6 +773,7 @@ impl World {
             waiting.go_on();
         };
         tokio::join!(happen, others);
+        self.held_up.set(self.held_up.get() - 1);
         self.outages.set(self.outages.get() - 1);
     }
 
@@ -779,6 +813,7 @@ impl World {
                     attempts: amount(9).unwrap(),
                     result_key: text(10),
                     reason: text(11),
+                    lease: text(12),
                 }),
                 Some("books") => {
                     let tenant = number(row.get(1).unwrap());
@@ -866,7 +901,7 @@ const TERMINATE: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity 
 /// One snapshot of everything.
 const OBSERVE: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SELECT 'run', run_id, tenant_id, idempotency_key, metadata->>'order', status, money_state,
-    reserved_usd_micros, actual_cost_usd_micros, attempts, result_key, reason_code FROM runs;
+    reserved_usd_micros, actual_cost_usd_micros, attempts, result_key, reason_code, lease_token FROM runs;
 SELECT 'books', tenant.tenant_id, budget_epoch, status,
     (SELECT sum(amount_usd_micros) FROM ledger_transfers AS entry
      WHERE entry.tenant_id = tenant.tenant_id AND debit_account = 'funding'),
