@@ -3,7 +3,7 @@
 dpp := $(or $(CARGO_TARGET_DIR),target)/debug/dpp
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test chaos scale mutants check deny schema
+.PHONY: help dev test chaos sim scale mutants check deny schema
 
 help: ## Lists these.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: ## What CI runs: checks, then every test. One test: make test ARGS=name
 chaos: ## Real processes killed, paused and cut off for a while: make chaos SECS=300 SEED=7
 	@.ci/setup
 	CHAOS_SECS=$(or $(SECS),60) CHAOS_SEED=$(SEED) cargo test --test it -- chaos --nocapture
+
+sim: ## Random sequences of all that can happen, against a model: make sim SEED=7 STEPS=100000
+	@.ci/setup
+	SIM_SEED=$(SEED) SIM_STEPS=$(or $(STEPS),10000) cargo test --test it -- simulation --nocapture
 
 scale: ## An audit of 1,000,000 runs, and 20,000 stuck runs for one reaper; prints times. ARGS=--release
 	@.ci/setup

@@ -67,7 +67,7 @@ impl<N: Needs> FromRequest for Caller<N> {
         let request = request.clone();
         Box::pin(async move {
             // One text, whatever was wrong with the key.
-            let refused = || Problem::new(Kind::Unauthorized, "The API key is missing or not valid.");
+            let refused = Problem::unauthorized;
             let app = app(&request)?;
             let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
             let (scheme, key) = header.and_then(|value| value.split_once(' ')).ok_or_else(refused)?;

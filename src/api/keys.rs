@@ -161,6 +161,7 @@ fn show_made(made: Made) -> Result<HttpResponse, Problem> {
             Err(Problem::fields(Kind::InvalidRequest, errors))
         }
         Made::Absent => Err(no_such_key()),
+        Made::CallerGone => Err(Problem::unauthorized()),
     }
 }
 

@@ -111,6 +111,11 @@ impl Problem {
         Self { errors, ..Self::new(kind, detail) }
     }
 
+    /// One text whatever was wrong with the key.
+    pub fn unauthorized() -> Self {
+        Self::new(Kind::Unauthorized, "The API key is missing or not valid.")
+    }
+
     /// What a run that is not there and one that is not the caller's both get: the same value.
     pub fn no_such_run() -> Self {
         Self::new(Kind::NotFound, "There is no such run.")

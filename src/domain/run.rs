@@ -301,8 +301,6 @@ pub struct Leased {
     pub version: i64,
     /// The taking's name.
     pub token: LeaseToken,
-    /// Whether its buyer wished it to stop before it was taken (again).
-    pub cancel_requested: bool,
 }
 
 /// Proof of a won claim. Uploading and completing ask for it.

@@ -23,6 +23,8 @@ pub enum Made {
     Ended,
     /// There is no such key, or it no longer works, or it has a successor already.
     Absent,
+    /// The key that asks does not work any more.
+    CallerGone,
 }
 
 /// Whose key this is, if it opens anything now, and whether [`touch`] is due.
@@ -49,8 +51,11 @@ pub async fn create(cx: &Ctx, caller: &Caller, key: NewKey) -> Result<Made, Erro
         return Ok(Made::BeyondCaller);
     }
     let secret = ApiKey::generate();
-    let made = cx.store.create_limited_key(&key, secret.digest()).await?;
-    Ok(made.map_or(Made::Ended, |record| noted("key created", caller, record, secret)))
+    let made = cx.store.create_limited_key(&key, Some(caller.key_id), secret.digest()).await?;
+    match made {
+        Some(record) => Ok(noted("key created", caller, record, secret)),
+        None => refused(cx, caller, Made::Ended).await,
+    }
 }
 
 /// Makes a successor of a key, which works for `grace` more.
@@ -68,8 +73,11 @@ pub async fn rotate(cx: &Ctx, caller: &Caller, key_id: KeyId, grace: Duration) -
         return Ok(Made::BeyondCaller);
     }
     let secret = ApiKey::generate();
-    let made = cx.store.rotate_key(key_id, grace, secret.digest()).await?;
-    Ok(made.map_or(Made::Absent, |record| noted("key rotated", caller, record, secret)))
+    let made = cx.store.rotate_key(key_id, Some(caller.key_id), grace, secret.digest()).await?;
+    match made {
+        Some(record) => Ok(noted("key rotated", caller, record, secret)),
+        None => refused(cx, caller, Made::Absent).await,
+    }
 }
 
 /// Revokes a key; a second time changes nothing. `false` for no such key.
@@ -84,6 +92,17 @@ pub async fn revoke(cx: &Ctx, caller: &Caller, key_id: KeyId) -> Result<bool, Er
     let revoked = cx.store.revoke_key(key_id).await?.is_some();
     tracing::info!(%tenant_id, %key_id, by = %caller.key_id, "key revoked");
     Ok(revoked)
+}
+
+/// Why the database made no key: a caller is remembered for a moment, and may have been revoked meanwhile.
+async fn refused(cx: &Ctx, caller: &Caller, else_why: Made) -> Result<Made, Error> {
+    let now = cx.store.now().await?;
+    let works = cx
+        .store
+        .find_key(caller.tenant_id, caller.key_id)
+        .await?
+        .is_some_and(|key| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| end > now));
+    Ok(if works { else_why } else { Made::CallerGone })
 }
 
 /// Whether a key may do no more, and lasts no longer, than the key that asks for it.

@@ -273,7 +273,7 @@ pub async fn rotate_key(
     grace: Duration,
 ) -> anyhow::Result<bool> {
     let key = ApiKey::generate();
-    let record = store(settings)?.rotate_key(key_id, grace, key.digest()).await?;
+    let record = store(settings)?.rotate_key(key_id, None, grace, key.digest()).await?;
     let record = record.with_context(|| format!("there is no working key {key_id}"))?;
     show_secret(output, &record, &key)
 }

@@ -274,7 +274,7 @@ impl Store {
         .bind(after.map(|run| run.0))
         .bind(self.offset())
         .bind(limit);
-        let rows: Vec<Row> = self.rows("completed", sql).await?;
+        let rows: Vec<Row> = self.patient_rows("completed", sql).await?;
         Ok(rows
             .into_iter()
             .map(|row| RunCharge {

@@ -176,8 +176,8 @@ impl Store {
     /// [`Error`]
     pub async fn advance_epochs(&self, epoch: i64) -> Result<(), Error> {
         let sql = Sql::new(
-            "-- advance_epochs\nSELECT setval('budget_epoch_seq', \
-                greatest(nextval('budget_epoch_seq'), $1::bigint / $2::bigint)) AS budget_epoch",
+            "-- advance_epochs\nSELECT setval('epoch_order_seq', \
+                greatest(nextval('epoch_order_seq'), $1::bigint / $2::bigint)) AS budget_epoch",
         )
         .bind(epoch)
         .bind(EPOCH_TAIL);
@@ -221,7 +221,7 @@ impl LockedBooks {
     /// [`Error`]
     pub async fn raise_epoch(&mut self) -> Result<i64, Error> {
         let sql = Sql::new(
-            "-- raise_epoch\nUPDATE tenants SET budget_epoch = nextval('budget_epoch_seq') * $1::bigint \
+            "-- raise_epoch\nUPDATE tenants SET budget_epoch = nextval('epoch_order_seq') * $1::bigint \
                 + floor(random() * $1::bigint)::bigint \
              WHERE tenant_id = $2::uuid RETURNING budget_epoch",
         )

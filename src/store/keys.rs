@@ -202,34 +202,44 @@ impl Store {
         digest: KeyDigest,
     ) -> Result<KeyRecord, Error> {
         let key = NewKey { tenant_id, label: label.to_owned(), scopes: Scopes::All, expires_at: None };
-        let record = self.create_limited_key(&key, digest).await?;
+        let record = self.create_limited_key(&key, None, digest).await?;
         record.ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
     }
 
-    /// Stores a new key of a tenant; `None` when it would have ended before it began.
+    /// Stores a new key of a tenant; `None` when it would have ended before it began, or the key that asks for
+    /// it (`by`; an operator has none) does not work any more or ends before it.
     ///
     /// # Errors
     /// [`Error::Refused`] by `api_keys_tenant_id_fkey` for an unknown tenant.
     pub async fn create_limited_key(
         &self,
         key: &NewKey,
+        by: Option<KeyId>,
         digest: KeyDigest,
     ) -> Result<Option<KeyRecord>, Error> {
+        // The lock waits for a revocation that is under way, and sees what became of it.
         const TEXT: &str = concat!(
-            "-- create_key\nINSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
-             SELECT $1::uuid, $2::uuid, $3::text, $4::text[], $5::bytea, now.at, $6::timestamptz \
-             FROM (SELECT statement_timestamp() + $7::bigint * interval '1 microsecond' AS at) AS now \
-             WHERE coalesce($6::timestamptz > now.at, true) RETURNING ",
+            "-- create_key\nWITH now AS ( \
+                SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at \
+             ), asking AS ( \
+                SELECT asks.expires_at FROM api_keys AS asks, now \
+                WHERE asks.key_id = $2::uuid AND asks.revoked_at IS NULL \
+                    AND (asks.expires_at IS NULL OR asks.expires_at > now.at) FOR SHARE OF asks \
+             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
+             SELECT $3::uuid, $4::uuid, $5::text, $6::text[], $7::bytea, now.at, $8::timestamptz FROM now \
+             WHERE coalesce($8::timestamptz > now.at, true) AND ($2::uuid IS NULL OR EXISTS ( \
+                SELECT FROM asking WHERE asking.expires_at IS NULL OR $8::timestamptz <= asking.expires_at)) RETURNING ",
             key_columns!()
         );
         let sql = Sql::new(TEXT)
+            .bind(self.offset())
+            .bind(by.map(|key| key.0))
             .bind(KeyId::new().0)
             .bind(key.tenant_id.0)
             .bind(key.label.as_str())
             .bind(scope_names(&key.scopes))
             .bind(digest.0.to_vec())
-            .bind(key.expires_at)
-            .bind(self.offset());
+            .bind(key.expires_at);
         self.key("create_key", sql).await
     }
 
@@ -288,13 +298,15 @@ impl Store {
     }
 
     /// Makes a successor of a working key, with its label, its rights and its own end, and lets the old one
-    /// work for `grace` more. `None` when there is no such working key, or it has a successor already.
+    /// work for `grace` more. `None` when there is no such working key, or it has a successor already, or the
+    /// key that asks (`by`; an operator has none) does not work any more or ends before it.
     ///
     /// # Errors
     /// [`Error`]
     pub async fn rotate_key(
         &self,
         key_id: KeyId,
+        by: Option<KeyId>,
         grace: Duration,
         digest: KeyDigest,
     ) -> Result<Option<KeyRecord>, Error> {
@@ -302,21 +314,29 @@ impl Store {
         const TEXT: &str = concat!(
             "-- rotate_key\nWITH now AS ( \
                 SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at \
+             ), asking AS ( \
+                SELECT asks.expires_at FROM api_keys AS asks, now \
+                WHERE asks.key_id = $2::uuid AND asks.revoked_at IS NULL \
+                    AND (asks.expires_at IS NULL OR asks.expires_at > now.at) FOR NO KEY UPDATE OF asks \
              ), old AS ( \
                 SELECT key.key_id, key.tenant_id, key.label, key.scopes, key.expires_at FROM api_keys AS key, now \
-                WHERE key.key_id = $2::uuid AND key.revoked_at IS NULL AND key.rotated_at IS NULL \
-                    AND (key.expires_at IS NULL OR key.expires_at > now.at) FOR NO KEY UPDATE OF key \
+                WHERE key.key_id = $3::uuid AND key.revoked_at IS NULL AND key.rotated_at IS NULL \
+                    AND (key.expires_at IS NULL OR key.expires_at > now.at) \
+                    AND ($2::uuid IS NULL OR EXISTS ( \
+                        SELECT FROM asking WHERE asking.expires_at IS NULL OR key.expires_at <= asking.expires_at)) \
+                FOR NO KEY UPDATE OF key \
              ), ending AS ( \
                 UPDATE api_keys AS key SET rotated_at = now.at, \
-                    expires_at = least(key.expires_at, now.at + $3::bigint * interval '1 microsecond') \
+                    expires_at = least(key.expires_at, now.at + $4::bigint * interval '1 microsecond') \
                 FROM old, now WHERE key.key_id = old.key_id \
              ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
-             SELECT $4::uuid, old.tenant_id, old.label, old.scopes, $5::bytea, now.at, old.expires_at FROM old, now \
+             SELECT $5::uuid, old.tenant_id, old.label, old.scopes, $6::bytea, now.at, old.expires_at FROM old, now \
              RETURNING ",
             key_columns!()
         );
         let sql = Sql::new(TEXT)
             .bind(self.offset())
+            .bind(by.map(|key| key.0))
             .bind(key_id.0)
             .bind(micros(grace))
             .bind(KeyId::new().0)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Bool, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{BigInt, Integer, Json, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use uuid::Uuid;
 
@@ -231,8 +231,6 @@ impl Store {
             version: i64,
             #[diesel(sql_type = SqlUuid)]
             lease_token: Uuid,
-            #[diesel(sql_type = Bool)]
-            cancel_requested: bool,
         }
         let ids = runs.iter().map(|run| run.0).collect::<Vec<_>>();
         let sql =
@@ -255,7 +253,6 @@ impl Store {
                     trace_id: row.trace_id.parse().ok().ok_or_else(|| corrupt("no trace id"))?,
                     version: row.version,
                     token: LeaseToken(row.lease_token),
-                    cancel_requested: row.cancel_requested,
                     inputs: row.inputs.ok_or_else(|| corrupt("no inputs"))?,
                     pack_type: row.pack_type,
                 })

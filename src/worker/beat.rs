@@ -43,13 +43,13 @@ impl Leases {
     /// Begins to renew a lease, for as long as what is returned lives.
     pub(super) fn enter(&self, run: &Leased, receipt: Receipt, lease: Duration) -> Renewed {
         let (lost, cancelled) = (CancellationToken::new(), CancellationToken::new());
-        if run.cancel_requested {
-            cancelled.cancel();
-        }
         let until = Instant::now() + lease;
         let held =
             Held { token: run.token, receipt, until, lost: lost.clone(), cancelled: cancelled.clone() };
-        self.held().insert(run.run_id, held);
+        if let Some(old) = self.held().insert(run.run_id, held) {
+            // Taken anew by the very worker that had lost it.
+            old.lost.cancel();
+        }
         Renewed { leases: self.clone(), run_id: run.run_id, token: run.token, lost, cancelled }
     }
 
@@ -89,20 +89,19 @@ impl Drop for Renewed {
     }
 }
 
-/// Beats until `stop`, and looks for runs to cancel more often than that.
+/// Beats until `stop`, and looks for runs to cancel more often than that: neither waits for the other.
 pub(super) async fn run(cx: Arc<Ctx>, leases: Leases, stop: CancellationToken) {
-    let mut beats = tokio::time::interval(cx.pace.heartbeat);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looks = tokio::time::interval(LOOK_INTERVAL.min(cx.pace.heartbeat));
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let round = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            _ = beats.tick() => flow::survive(once(&cx, &leases)).await,
-            _ = looks.tick() => flow::survive(look(&cx, &leases)).await,
-        };
-        if round.is_err() {
+    tokio::join!(
+        repeat(cx.pace.heartbeat, &stop, || once(&cx, &leases)),
+        repeat(LOOK_INTERVAL.min(cx.pace.heartbeat), &stop, || look(&cx, &leases)),
+    );
+}
+
+async fn repeat<F: Future<Output = ()>>(interval: Duration, stop: &CancellationToken, round: impl Fn() -> F) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        if flow::survive(round()).await.is_err() {
             tracing::error!("a beat panicked; the next is tried");
         }
     }

@@ -8,6 +8,9 @@ WITH now AS MATERIALIZED (
     SELECT run.run_id
     FROM now, runs AS run JOIN tenants AS tenant USING (tenant_id)
     WHERE run.status = 'QUEUED' AND tenant.status = 'ACTIVE'
+        -- What an index can see of the condition below it.
+        AND run.next_send_at <= CASE WHEN $2::integer = 1 THEN 'infinity'::timestamptz
+            ELSE statement_timestamp() + $1::bigint * interval '1 microsecond' END
         AND (run.next_send_at <= now.at
             OR now.starving AND run.created_at <= now.at - now.resend_after
                 AND run.next_send_at > now.at + now.resend_after)

@@ -13,5 +13,4 @@ SET status = 'PROCESSING', version = version + 1, attempts = attempts + 1, lease
 FROM waiting, (SELECT statement_timestamp() + $3::bigint * interval '1 microsecond' AS at) AS now
 WHERE run.run_id = waiting.run_id AND run.status IS NOT DISTINCT FROM 'QUEUED'
 RETURNING run.run_id, run.tenant_id, run.pack_type, run.inputs, run.reserved_usd_micros, run.minimum_fee_usd_micros,
-    run.timebox_secs, run.attempts, run.trace_id, run.version, run.lease_token,
-    run.cancel_requested_at IS NOT NULL AS cancel_requested
+    run.timebox_secs, run.attempts, run.trace_id, run.version, run.lease_token

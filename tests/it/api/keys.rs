@@ -212,3 +212,22 @@ async fn a_key_that_cannot_be_is_refused_with_what_would_be_right() {
     assert_eq!(app.send(request).await.status, 201);
     app.finish().await;
 }
+
+/// Found in review: a caller is remembered for a moment after its revocation, and could make a key in that
+/// moment that outlived it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_key_makes_no_key_not_even_while_it_is_remembered() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let (thief_id, thief) = make(&app, &tenant.key, &json!({"label": "lost"})).await;
+    assert_eq!(app.get("/v1/keys", &thief).await.status, 200);
+    let revoke = app.request(Method::DELETE, &format!("/v1/keys/{thief_id}")).bearer_auth(&tenant.key);
+    assert!(app.send(revoke).await.status < 300);
+
+    for path in ["/v1/keys".to_owned(), format!("/v1/keys/{thief_id}/rotate")] {
+        is_problem(&post(&app, &thief, &path, &json!({})).await, 401, "unauthorized");
+    }
+    let keys = app.get("/v1/keys?limit=100", &tenant.key).await.body;
+    assert_eq!(keys["data"].as_array().unwrap().len(), 2, "{keys}");
+    app.finish().await;
+}

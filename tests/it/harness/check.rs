@@ -76,14 +76,15 @@ async fn each_run(app: &TestApp) {
 }
 
 /// P1 at the gate: what Redis lets be spent, and its holds, are the ledger's, wherever Redis claims to
-/// know.
+/// know: under the current epoch, and under its own name.
 async fn gate(app: &TestApp) {
+    let server = server(app).await;
     let tenants = app.place.sql("SELECT tenant_id, budget_epoch FROM tenants").await;
     for tenant in tenants {
         let (tenant_id, epoch) = (tenant[0].clone().unwrap(), tenant[1].clone().unwrap());
         let key = |name: &str| format!("dpp:{{{tenant_id}}}:{name}");
         let budget: HashMap<String, String> = app.place.redis(&["HGETALL", &key("budget")]).await;
-        if budget.get("epoch") != Some(&epoch) {
+        if budget.get("epoch") != Some(&epoch) || budget.get("server") != Some(&server) {
             continue;
         }
         let books = app.place.sql(&format!("SELECT available FROM tenant_books('{tenant_id}')")).await;
@@ -111,6 +112,16 @@ async fn gate(app: &TestApp) {
             assert!(ttl < 0, "no money ever has a TTL");
         }
     }
+}
+
+/// What a budget calls the Redis server that it was set on.
+pub async fn server(app: &TestApp) -> String {
+    let mut name = Vec::new();
+    for (section, key) in [("server", "run_id:"), ("replication", "master_replid:")] {
+        let info: String = app.place.redis(&["INFO", section]).await;
+        name.push(info.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned());
+    }
+    name.join(" ")
 }
 
 /// P5: a completed run's object is there, is what the run says, and says what the run cost.

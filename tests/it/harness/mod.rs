@@ -37,7 +37,7 @@ use self::{
 };
 
 /// How long a condition may take to come true.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How often the reaper may have to pass until nothing changes.
 const PASSES_MAX: usize = 20;
 
@@ -162,9 +162,20 @@ impl TestApp {
         if !amount.is_zero() {
             deposit::deposit(&self.cx, tenant.tenant_id, amount, "first").await.unwrap();
         }
+        self.key_of(tenant.tenant_id).await
+    }
+
+    /// The tenant with a further key.
+    pub async fn key_of(&self, tenant_id: TenantId) -> Tenant {
         let key = ApiKey::generate();
-        self.cx.store.create_key(tenant.tenant_id, "test", key.digest()).await.unwrap();
-        Tenant { id: tenant.tenant_id, key: key.reveal().to_owned() }
+        self.cx.store.create_key(tenant_id, "test", key.digest()).await.unwrap();
+        Tenant { id: tenant_id, key: key.reveal().to_owned() }
+    }
+
+    /// Waits until the flows of clients that have hung up have ended.
+    pub async fn idle(&self) {
+        // What is left is the server.
+        until("all flows have ended", async || self.tasks.len() <= 1).await;
     }
 
     pub async fn get(&self, path: &str, key: &str) -> Answer {

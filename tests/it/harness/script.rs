@@ -20,6 +20,11 @@ impl Default for Script {
 }
 
 impl Script {
+    /// From now on, what waits waits until [`Script::go_on`].
+    pub fn hold(&self) {
+        self.0.send_replace(false);
+    }
+
     /// From now on, nothing waits.
     pub fn go_on(&self) {
         self.0.send_replace(true);

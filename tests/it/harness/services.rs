@@ -219,7 +219,11 @@ impl Place {
     /// One Redis command in this test's key space.
     pub async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(self.redis_url.as_str()).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        // A machine at its limits is no failure of the test.
+        let patient = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(super::PATIENCE))
+            .set_response_timeout(Some(super::PATIENCE));
+        let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let mut command = redis::cmd(words[0]);
         for word in &words[1..] {
             command.arg(word);

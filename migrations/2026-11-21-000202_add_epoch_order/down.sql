@@ -1,0 +1,1 @@
+DROP SEQUENCE epoch_order_seq;
