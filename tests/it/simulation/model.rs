@@ -120,6 +120,7 @@ pub struct Model {
     books: Vec<Books>,
     /// Evicted holds leave the gate with less than is right until it is rebuilt.
     evicted: [bool; TENANTS],
+    ever_evicted: [bool; TENANTS],
     /// By how many seconds the clock has been moved.
     pub clock: i64,
     /// Whether lost runs pay nothing: at the last look, and now.
@@ -226,7 +227,12 @@ impl Model {
     }
 
     pub fn evicts(&mut self, tenant: usize) {
-        self.evicted[tenant] = true;
+        (self.evicted[tenant], self.ever_evicted[tenant]) = (true, true);
+    }
+
+    /// Whether an eviction may have left traces beside the holds.
+    pub fn ever_evicted(&self, tenant: usize) -> bool {
+        self.ever_evicted[tenant]
     }
 
     pub fn delivers(&mut self, token: String, cost: i64) {
@@ -427,6 +433,10 @@ impl Model {
                 .map(|run| run.ended.as_ref().map_or(0, |(_, cost, _)| *cost))
                 .sum();
             assert_eq!(books.available, deposits - spent, "P1: tenant {tenant} at rest: {books:?}");
+            if let Some(gate) = &books.gate {
+                let right = gate.available == books.available && gate.holds.is_empty();
+                assert!(right, "P1: the gate of tenant {tenant} at rest: {books:?}");
+            }
         }
     }
 }

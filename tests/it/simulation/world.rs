@@ -862,6 +862,12 @@ impl World {
         self.app().quiet().await;
         let now = self.look(false, true).await;
         self.model.borrow().rest(&now);
+        for tenant in 0..TENANTS {
+            // Money is right by now; what an eviction left beside the holds goes with the next rebuild.
+            if self.model.borrow().ever_evicted(tenant) {
+                rebuild::rebuild(&self.cx(), self.id(tenant)).await.unwrap();
+            }
+        }
         // The API remembers a suspended tenant for a moment.
         self.restart(false);
         let asked = self.model.borrow().asked();
