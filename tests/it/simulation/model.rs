@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::step::{CAPS, Job, Order, Submit, TENANTS, name};
 use crate::harness::Answer;
 
-/// As often as the platform may lose a run: the default of `MAX_ATTEMPTS`.
-const ATTEMPTS_MAX: i64 = 3;
+/// `MAX_ATTEMPTS` of the simulation: few, so that runs are given up.
+pub const ATTEMPTS_MAX: i64 = 2;
 /// `QUEUE_TTL_SEC` of the simulation, and the retention of the plan.
 pub const QUEUE_TTL_SECS: i64 = 3_600;
 const RETENTION_SECS: i64 = 90 * 86_400;
