@@ -87,11 +87,12 @@ struct Run {
     tenant: usize,
     key: u8,
     order: Order,
+    /// Since when it is there, at the earliest.
     seen_at: i64,
     attempts: i64,
     /// Where the object of an open claim is to lie.
     claim: Option<String>,
-    /// Status, cost, and when it was first seen.
+    /// Status, cost, and since when at the earliest.
     ended: Option<(String, i64, i64)>,
 }
 
@@ -121,8 +122,10 @@ pub struct Model {
     /// Evicted holds leave the gate with less than is right until it is rebuilt.
     evicted: [bool; TENANTS],
     ever_evicted: [bool; TENANTS],
-    /// By how many seconds the clock has been moved.
+    /// By how many seconds the clock has been moved, now and when the world was last looked at: what is new
+    /// is younger than that.
     pub clock: i64,
+    looked_at: i64,
     /// Whether lost runs pay nothing: at the last look, and now.
     pub refund: [bool; 2],
 }
@@ -279,6 +282,7 @@ impl Model {
             self.observe_books(tenant, books, now);
         }
         self.books.clone_from(&now.books);
+        self.looked_at = self.clock;
         if now.at_rest {
             self.refund[0] = self.refund[1];
         }
@@ -297,7 +301,7 @@ impl Model {
                 tenant: row.tenant,
                 key,
                 order,
-                seen_at: self.clock,
+                seen_at: self.looked_at,
                 attempts: 0,
                 claim: None,
                 ended: None,
@@ -319,7 +323,7 @@ impl Model {
             None if row.cost.is_some() => self.ending(run, row),
             None => assert!(row.status == "QUEUED" || row.status == "PROCESSING", "{row:?}"),
         }
-        let clock = self.clock;
+        let clock = self.looked_at;
         let run = self.runs.get_mut(&row.run_id).expect("it was just seen");
         run.attempts = row.attempts;
         if let (None, Some(cost)) = (&run.ended, row.cost) {
