@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::step::{CAPS, Job, Order, Submit, TENANTS, name};
 use crate::harness::Answer;
 
-/// As often as the platform may lose a run: the default of `MAX_ATTEMPTS`.
-const ATTEMPTS_MAX: i64 = 3;
+/// `MAX_ATTEMPTS` of the simulation: few, so that runs are given up.
+pub const ATTEMPTS_MAX: i64 = 2;
 /// `QUEUE_TTL_SEC` of the simulation, and the retention of the plan.
 pub const QUEUE_TTL_SECS: i64 = 3_600;
 const RETENTION_SECS: i64 = 90 * 86_400;
@@ -93,11 +93,12 @@ struct Run {
     tenant: usize,
     key: u8,
     order: Order,
+    /// Since when it is there, at the earliest.
     seen_at: i64,
     attempts: i64,
     /// Where the object of an open claim is to lie.
     claim: Option<String>,
-    /// Status, cost, and when it was first seen.
+    /// Status, cost, and since when at the earliest.
     ended: Option<(String, i64, i64)>,
 }
 
@@ -128,8 +129,11 @@ pub struct Model {
     books: Vec<Books>,
     /// Evicted holds leave the gate with less than is right until it is rebuilt.
     evicted: [bool; TENANTS],
-    /// By how many seconds the clock has been moved.
+    ever_evicted: [bool; TENANTS],
+    /// By how many seconds the clock has been moved, now and when the world was last looked at: what is new
+    /// is younger than that.
     pub clock: i64,
+    looked_at: i64,
     /// Whether lost runs pay nothing: at the last look, and now.
     pub refund: [bool; 2],
 }
@@ -238,7 +242,12 @@ impl Model {
     }
 
     pub fn evicts(&mut self, tenant: usize) {
-        self.evicted[tenant] = true;
+        (self.evicted[tenant], self.ever_evicted[tenant]) = (true, true);
+    }
+
+    /// Whether an eviction may have left traces beside the holds.
+    pub fn ever_evicted(&self, tenant: usize) -> bool {
+        self.ever_evicted[tenant]
     }
 
     pub fn delivers(&mut self, token: String, cost: i64) {
@@ -285,6 +294,7 @@ impl Model {
             self.observe_books(tenant, books, now);
         }
         self.books.clone_from(&now.books);
+        self.looked_at = self.clock;
         if now.at_rest {
             self.refund[0] = self.refund[1];
         }
@@ -303,7 +313,7 @@ impl Model {
                 tenant: row.tenant,
                 key,
                 order,
-                seen_at: self.clock,
+                seen_at: self.looked_at,
                 attempts: 0,
                 claim: None,
                 ended: None,
@@ -325,7 +335,7 @@ impl Model {
             None if row.cost.is_some() => self.ending(run, row),
             None => assert!(row.status == "QUEUED" || row.status == "PROCESSING", "{row:?}"),
         }
-        let clock = self.clock;
+        let clock = self.looked_at;
         let run = self.runs.get_mut(&row.run_id).expect("it was just seen");
         run.attempts = row.attempts;
         if let (None, Some(cost)) = (&run.ended, row.cost) {
@@ -449,6 +459,10 @@ impl Model {
                 .map(|run| run.ended.as_ref().map_or(0, |(_, cost, _)| *cost))
                 .sum();
             assert_eq!(books.available, deposits - spent, "P1: tenant {tenant} at rest: {books:?}");
+            if let Some(gate) = &books.gate {
+                let right = gate.available == books.available && gate.holds.is_empty();
+                assert!(right, "P1: the gate of tenant {tenant} at rest: {books:?}");
+            }
         }
     }
 }
