@@ -14,7 +14,7 @@ use dpp::{
     store::{Ending, Guard},
 };
 
-use crate::harness::{Tenant, TestApp};
+use crate::harness::{Tenant, TestApp, until};
 
 const LEASE: Duration = Duration::from_secs(3);
 
@@ -209,7 +209,14 @@ async fn whoever_saw_the_row_as_it_is_wins_once_and_touches_no_other() {
         reach(&app, &tenant, change, "two").await;
         let others =
             (table(&app, "runs", Some(run_id)).await, table(&app, "ledger_transfers", Some(run_id)).await);
+        let version = app.cx.store.find_run(run_id).await.unwrap().unwrap().version;
         assert!(make(&app, &tenant, change, run_id, &seen).await, "{change:?} is lost");
+        let raised = app.cx.store.find_run(run_id).await.unwrap().unwrap().version - version;
+        assert_eq!(
+            raised,
+            i64::from(change != RenewedByWorker),
+            "{change:?}: a version counts changes of state"
+        );
         // A lease may be renewed again and again; all else is done once.
         assert_eq!(
             make(&app, &tenant, change, run_id, &seen).await,
@@ -235,5 +242,61 @@ async fn a_suspended_tenants_run_is_not_taken() {
     app.cx.store.set_suspended(tenant.id, false).await.unwrap();
     assert_eq!(app.cx.store.take(&[run_id], LEASE).await.unwrap().len(), 1);
     app.move_clock(TimeDelta::seconds(4));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_takings_have_one_token() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let runs = [app.submit(&tenant, "one", "1").await, app.submit(&tenant, "two", "1").await];
+    let mut tokens = std::collections::HashSet::new();
+    for _ in 0..2 {
+        for run in app.cx.store.take(&runs, LEASE).await.unwrap() {
+            assert!(tokens.insert(run.token), "a token was given twice");
+        }
+        app.move_clock(TimeDelta::seconds(4));
+        app.reap().await;
+    }
+    assert_eq!(tokens.len(), 4);
+    app.finish().await;
+}
+
+/// Snapshots, rebuilds and deposits rest on it: under the tenant's exclusive lock no transfer of the tenant is
+/// under way. Whatever writes one holds the shared lock from before its first row until its commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_moves_money_holds_the_tenants_lock() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let ends = app.submit(&tenant, "ends", "1").await;
+    let lock = format!("SELECT pg_try_advisory_xact_lock(hashtextextended('{}', 0))", tenant.id);
+    assert_eq!(app.place.sql(&lock).await[0][0].as_deref(), Some("t"), "nobody is at it");
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+    for held_up in [
+        format!("SELECT 1 FROM tenants WHERE tenant_id = '{}' FOR UPDATE", tenant.id),
+        format!("SELECT 1 FROM runs WHERE run_id = '{ends}' FOR UPDATE"),
+    ] {
+        let (client, connection) =
+            tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("BEGIN").await.unwrap();
+        client.batch_execute(&held_up).await.unwrap();
+        let moves = async {
+            if held_up.contains("tenants") {
+                app.submit(&tenant, "held up", "1").await;
+            } else {
+                let guard = Guard { version: 1, ..Guard::default() };
+                assert!(make(&app, &tenant, CancelledInQueue, ends, &Seen::Queued(guard)).await);
+            }
+        };
+        let looks = async {
+            until("it waits", async || app.place.sql(waiting).await[0][0].as_deref() != Some("0")).await;
+            assert_eq!(app.place.sql(&lock).await[0][0].as_deref(), Some("f"), "{held_up}");
+            client.batch_execute("ROLLBACK").await.unwrap();
+        };
+        tokio::join!(moves, looks);
+    }
     app.finish().await;
 }
