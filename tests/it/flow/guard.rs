@@ -285,7 +285,7 @@ async fn whoever_moves_money_holds_the_tenants_lock() {
         client.batch_execute(&held_up).await.unwrap();
         let moves = async {
             if held_up.contains("tenants") {
-                app.submit(&tenant, "held up", "1").await;
+                app.submit(&tenant, "held-up", "1").await;
             } else {
                 let guard = Guard { version: 1, ..Guard::default() };
                 assert!(make(&app, &tenant, CancelledInQueue, ends, &Seen::Queued(guard)).await);
