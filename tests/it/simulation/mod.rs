@@ -39,7 +39,7 @@ use self::{
 use crate::harness::say;
 
 /// Steps of a run that nobody asked more of.
-const STEPS: usize = 1_000;
+const STEPS: usize = 2_000;
 /// Sequences that live at once. Most of a sequence is waiting.
 const AT_ONCE: usize = 6;
 

@@ -282,8 +282,8 @@ const DEPOSIT_FAULTS: [CrashPoint; 5] = [
 const SNAPSHOT_FAULTS: [CrashPoint; 2] = [CrashPoint::SnapshotWrite, CrashPoint::SnapshotCommit];
 
 /// Passes by number.
-const LEASES: usize = number(Pass::Leases);
-const CLAIMS: usize = number(Pass::Claims);
+pub const LEASES: usize = number(Pass::Leases);
+pub const CLAIMS: usize = number(Pass::Claims);
 const UNSENT: usize = number(Pass::Unsent);
 const RESERVATIONS: usize = number(Pass::Reservations);
 const RETENTION: usize = number(Pass::Retention);
