@@ -35,6 +35,7 @@ use self::{
 use crate::harness::{
     Tenant, TestApp,
     process::dpp,
+    say,
     services::{Place, own_directory, prepare},
     wire::Wire,
 };
@@ -91,11 +92,6 @@ const BOOKS: &str = "
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| text.parse().unwrap())
-}
-
-#[expect(clippy::print_stderr, reason = "a seed and a tally, for whoever runs this by hand")]
-fn say(text: &str) {
-    eprintln!("{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
