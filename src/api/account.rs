@@ -16,7 +16,7 @@ use super::{
 use crate::{
     domain::money::UsdMicros,
     flow::{
-        self, list,
+        self, budget, list,
         usage::{self, BadRange, DAYS_MAX, Usage},
     },
     store::{Entry, UsageRow},
@@ -29,17 +29,30 @@ pub async fn budget(
     caller: Caller<UsageRead>,
 ) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
-    let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
-    let balance = app.detached.run(async move { Ok(cx.store.balance(tenant_id).await?) }).await;
-    let balance =
-        balance.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    let (cx, caller) = (app.cx.clone(), caller.0);
+    let (tenant_id, limits) = (caller.tenant_id, caller.key_limits);
+    let root = limits.as_ref().map(|limits| limits.root);
+    let read = app.detached.run(async move { budget::read(&cx, tenant_id, root).await }).await;
+    let read =
+        read.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
+    let key = limits.map(|limits| {
+        json!({
+            "limits_key_id": limits.root,
+            "runs_per_minute": Some(limits.runs_per_minute).filter(|max| *max > 0),
+            "polls_per_minute": Some(limits.polls_per_minute).filter(|max| *max > 0),
+            "max_spend_usd": limits.spend_max,
+            "spent_usd": read.key_spent.filter(|_| limits.spend_max.is_some()),
+        })
+    });
     Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(json!({
         "tenant_id": tenant_id,
-        "deposited_usd": balance.deposited,
-        "available_usd": balance.available,
-        "held_usd": balance.held,
-        "charged_usd": balance.charged,
-        "plan": caller.0.plan,
+        "deposited_usd": read.balance.deposited,
+        "available_usd": read.balance.available,
+        "held_usd": read.balance.held,
+        "charged_usd": read.balance.charged,
+        "charged_this_month_usd": read.month.charged,
+        "plan": caller.plan,
+        "key": key,
     })))
 }
 

@@ -15,7 +15,8 @@ use actix_web::{
 use super::{
     App,
     cors::{self, Browser},
-    problem::{Kind, Problem, RETRY_AFTER_SECS},
+    problem::{Kind, Problem},
+    quota,
 };
 use crate::domain::id::TraceId;
 
@@ -69,8 +70,9 @@ pub async fn surround(
     // Handlers' and extractors' errors come as answers; there is no middleware below that could fail.
     let mut response = house_form(options(next.call(request).await?.map_into_boxed_body()), &ids);
     let app = response.request().app_data::<Data<App>>().cloned();
-    let path = response.request().path().to_owned();
+    let request = response.request().clone();
     let headers = response.headers_mut();
+    quota::tell(&request, headers);
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
         headers.insert(REQUEST_ID, value);
     }
@@ -81,7 +83,7 @@ pub async fn surround(
         let methods = headers.get(header::ALLOW).cloned();
         browser.tell(&app.origins, methods, headers);
     }
-    cors::guard(&path, headers);
+    cors::guard(request.path(), headers);
     record(&response, &ids, started.elapsed());
     Ok(response)
 }
@@ -131,8 +133,10 @@ fn house_form(response: ServiceResponse<BoxBody>, ids: &Ids) -> ServiceResponse<
             answer.insert_header((header::WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\""));
         }
         Kind::Unauthorized => drop(answer.insert_header((header::WWW_AUTHENTICATE, "Bearer"))),
-        Kind::Unavailable => drop(answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_SECS.to_string()))),
         _ => {}
+    }
+    if let Some(secs) = problem.retry_after_secs {
+        answer.insert_header((header::RETRY_AFTER, secs.to_string()));
     }
     if let Some(allow) = response.headers().get(header::ALLOW) {
         answer.insert_header((header::ALLOW, allow.clone()));

@@ -14,9 +14,10 @@ use super::{
     App,
     context::ids,
     problem::{Kind, Problem},
+    quota,
 };
 use crate::{
-    domain::{api_key::ApiKey, idempotency::IdempotencyKey, plan, scope::Scope},
+    domain::{api_key::ApiKey, idempotency::IdempotencyKey, limit::Counted, plan, scope::Scope},
     pack::FieldError,
     wire::json,
 };
@@ -33,30 +34,35 @@ pub struct Caller<N>(pub plan::Caller, PhantomData<N>);
 pub trait Needs: 'static {
     /// The right; `None` where any key will do.
     const SCOPE: Option<Scope>;
+    /// As what its request counts.
+    const COUNTED: Counted;
 }
 
 macro_rules! needs {
-    ($($(#[$doc:meta])* $name:ident $scope:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident $scope:expr, $counted:ident;)*) => {$(
         $(#[$doc])*
         pub struct $name;
 
         impl Needs for $name {
             const SCOPE: Option<Scope> = $scope;
+            const COUNTED: Counted = Counted::$counted;
         }
     )*};
 }
 
 needs! {
     /// Any key.
-    AnyKey None;
+    AnyKey None, Polls;
+    /// One that may buy runs, and does: the gate counts it.
+    RunsBuy Some(Scope::RunsWrite), Runs;
     /// One that may buy runs.
-    RunsWrite Some(Scope::RunsWrite);
+    RunsWrite Some(Scope::RunsWrite), Polls;
     /// One that may see runs.
-    RunsRead Some(Scope::RunsRead);
+    RunsRead Some(Scope::RunsRead), Polls;
     /// One that may see the tenant's money.
-    UsageRead Some(Scope::UsageRead);
+    UsageRead Some(Scope::UsageRead), Polls;
     /// One that may manage keys.
-    KeysManage Some(Scope::KeysManage);
+    KeysManage Some(Scope::KeysManage), Polls;
 }
 
 impl<N: Needs> FromRequest for Caller<N> {
@@ -80,6 +86,10 @@ impl<N: Needs> FromRequest for Caller<N> {
             let found = app.caller(key.digest()).await;
             let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
             let caller = found.ok_or_else(refused)?;
+            match N::COUNTED {
+                Counted::Runs => quota::apply(&request, &caller, Counted::Runs),
+                Counted::Polls => quota::count(&app, &request, &caller).await?,
+            }
             match N::SCOPE.filter(|scope| !caller.scopes.allow(*scope)) {
                 None => Ok(Self(caller, PhantomData)),
                 Some(scope) => Err(Problem::new(

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     domain::{
         id::KeyId,
+        money::UsdMicros,
         scope::{Scope, Scopes},
     },
     flow::{
@@ -30,7 +31,7 @@ use crate::{
         list,
     },
     pack::FieldError,
-    store::{KeyRecord, NewKey},
+    store::{KeyRecord, NewKey, NewLimits},
 };
 
 const LABEL_CHARS_MAX: usize = 200;
@@ -132,6 +133,7 @@ fn key_place(bytes: &[u8]) -> Option<(DateTime<Utc>, KeyId)> {
 }
 
 fn key_json(key: &KeyRecord) -> Value {
+    let limits = key.limits.as_ref();
     json!({
         "key_id": key.key_id,
         "label": key.label,
@@ -141,6 +143,11 @@ fn key_json(key: &KeyRecord) -> Value {
         "expires_at": key.expires_at,
         "rotated_at": key.rotated_at,
         "revoked_at": key.revoked_at,
+        "limits_key_id": limits.map(|limits| limits.root),
+        "runs_per_minute": limits.map(|limits| limits.runs_per_minute).filter(|max| *max > 0),
+        "polls_per_minute": limits.map(|limits| limits.polls_per_minute).filter(|max| *max > 0),
+        "max_spend_usd": limits.and_then(|limits| limits.spend_max),
+        "spent_usd": key.spent,
     })
 }
 
@@ -153,7 +160,8 @@ fn show_made(made: Made) -> Result<HttpResponse, Problem> {
         }
         Made::BeyondCaller => Err(Problem::new(
             Kind::InsufficientScope,
-            "A key hands out no more rights than it has, and for no longer than it works itself.",
+            "A key hands out no more rights than it has, and for no longer than it works itself; one that has \
+             limits shares them with the keys that it makes, which have no others.",
         )),
         Made::Ended => {
             let mut errors = Vec::new();
@@ -204,11 +212,54 @@ fn new_key(mut members: Map<String, Value>, caller: &Caller<KeysManage>) -> Resu
             time.map(|time| time.with_timezone(&Utc))
         }
     };
-    refuse_others(&mut errors, &members, "label, scopes and expires_at are");
+    let limits = new_limits(&mut members, &mut errors, caller);
+    refuse_others(
+        &mut errors,
+        &members,
+        "label, scopes, expires_at, max_spend_usd, runs_per_minute and polls_per_minute are",
+    );
     if errors.is_empty() {
-        Ok(NewKey { tenant_id: caller.0.tenant_id, label, scopes, expires_at })
+        Ok(NewKey { tenant_id: caller.0.tenant_id, label, scopes, expires_at, limits })
     } else {
         Err(Problem::fields(Kind::InvalidRequest, errors))
+    }
+}
+
+/// Reads the limits of a new key. One that is made with a limited key shares its limits.
+fn new_limits(
+    members: &mut Map<String, Value>,
+    errors: &mut Vec<FieldError>,
+    caller: &Caller<KeysManage>,
+) -> NewLimits {
+    let mut per_minute = |name: &str| match members.remove(name) {
+        None | Some(Value::Null) => 0,
+        Some(value) => {
+            let count = value.as_i64().and_then(|count| i32::try_from(count).ok()).filter(|count| *count > 0);
+            if count.is_none() {
+                wrong(errors, name, "must be a whole number of at least 1; leave it out for no limit");
+            }
+            count.unwrap_or(0)
+        }
+    };
+    let (runs_per_minute, polls_per_minute) = (per_minute("runs_per_minute"), per_minute("polls_per_minute"));
+    let spend_max = match members.remove("max_spend_usd") {
+        None | Some(Value::Null) => None,
+        Some(value) => {
+            let amount: Option<UsdMicros> = value.as_str().and_then(|text| text.parse().ok());
+            let amount = amount.filter(|amount| !amount.is_zero());
+            if amount.is_none() {
+                let right = "must be US dollars above 0 with at most 4 decimals, such as \"2.00\"";
+                wrong(errors, "max_spend_usd", right);
+            }
+            amount
+        }
+    };
+    match &caller.0.key_limits {
+        _ if runs_per_minute > 0 || polls_per_minute > 0 || spend_max.is_some() => {
+            NewLimits::Own { runs_per_minute, polls_per_minute, spend_max }
+        }
+        Some(limits) => NewLimits::Shared(limits.clone()),
+        None => NewLimits::Unlimited,
     }
 }
 

@@ -13,6 +13,7 @@ mod page;
 mod pages;
 pub mod problem;
 mod query;
+mod quota;
 mod routes;
 mod runs;
 
@@ -60,6 +61,7 @@ pub struct App {
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
+    uncounted: quota::Outage,
 }
 
 impl App {
@@ -75,6 +77,7 @@ impl App {
             callers,
             probed: tokio::sync::Mutex::default(),
             cursor_key: tokio::sync::OnceCell::new(),
+            uncounted: quota::Outage::default(),
         }
     }
 

@@ -3,16 +3,19 @@
 //! A handler returns a [`Problem`]; [`super::context`] adds the instance and the trace and writes the
 //! body, and turns every error answer that actix makes by itself into a problem too.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    domain::plan::PlanRefusal,
+    domain::{
+        limit::{Counted, Of, Quota},
+        plan::PlanRefusal,
+    },
     flow::{
         self,
-        submit::{NotAccepted, Refusal},
+        submit::{NotAccepted, OPEN_RUNS_RETRY_SECS, Refusal, SpendLimit},
     },
     pack::FieldError,
 };
@@ -76,6 +79,9 @@ problems! {
     InvalidInputs          UNPROCESSABLE_ENTITY   "invalid-inputs"            "The pack does not accept these inputs"    "Mend the fields that `errors` names; GET /v1/packs/{pack_type} has the schema.";
     UnknownPack            UNPROCESSABLE_ENTITY   "unknown-pack"              "No pack is sold under this name"          "GET /v1/packs lists what is sold.";
     PackUnavailable        UNPROCESSABLE_ENTITY   "pack-unavailable"          "This deployment cannot serve these inputs" "See `detail`; ask the operator.";
+    RateLimited            TOO_MANY_REQUESTS      "rate-limit-exceeded"       "Too many requests"                        "Wait for Retry-After seconds; RateLimit says what is left, and RateLimit-Policy what the limits are.";
+    TooManyRuns            TOO_MANY_REQUESTS      "too-many-concurrent-runs"  "Too many runs are open"                   "Wait until one of them has ended, or choose another plan.";
+    SpendLimit             TOO_MANY_REQUESTS      "spend-limit-exceeded"      "A spending limit does not cover this"     "Lower max_cost_usd, or wait for Retry-After seconds: open runs return what they do not use, and a month's limit begins anew with the UTC month. A key's own limit is for ever.";
     Internal               INTERNAL_SERVER_ERROR  "internal-error"            "Something went wrong on our side"         "Try again with the same Idempotency-Key; name the trace_id when you ask us.";
     Unavailable            SERVICE_UNAVAILABLE    "service-unavailable"       "The service is unavailable for a moment"  "Nothing was charged. Try again with the same Idempotency-Key after Retry-After seconds.";
 }
@@ -91,15 +97,18 @@ pub struct Problem {
     pub errors: Vec<FieldError>,
     /// Further members.
     pub extra: Map<String, Value>,
+    /// When to come back, in seconds, where it is known.
+    pub retry_after_secs: Option<u32>,
 }
 
 /// When to come back after a 503, in seconds.
-pub const RETRY_AFTER_SECS: u32 = 1;
+const RETRY_AFTER_SECS: u32 = 1;
 
 impl Problem {
     /// A problem of this kind.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), extra: Map::new() }
+        let retry_after_secs = Some(RETRY_AFTER_SECS).filter(|_| matches!(kind, Kind::Unavailable));
+        Self { kind, detail: detail.into(), errors: Vec::new(), extra: Map::new(), retry_after_secs }
     }
 
     /// A malformed request, with the fields that are wrong.
@@ -168,6 +177,19 @@ impl Problem {
                 Self::fields(Kind::InvalidInputs, errors.into_iter().map(inside).collect())
             }
             Refusal::Plan(refusal) => Self::of_plan(&refusal),
+            Refusal::RateLimited(quota) => Self::rate_limited(&quota),
+            Refusal::TooManyRuns { max } => {
+                let detail = format!("{max} runs are open, which is as many as the plan allows at once.");
+                Self::limit(
+                    Kind::TooManyRuns,
+                    detail,
+                    OPEN_RUNS_RETRY_SECS,
+                    "concurrent_runs_max",
+                    Of::Tenant,
+                    json!(max),
+                )
+            }
+            Refusal::SpendLimit(limit) => Self::spend_limit(&limit),
             Refusal::BudgetExceeded { available, requested } => {
                 let mut problem = Self::new(
                     Kind::BudgetExceeded,
@@ -178,6 +200,50 @@ impl Problem {
                 problem
             }
         }
+    }
+
+    /// The problem of a request that is one too many.
+    pub fn rate_limited(quota: &Quota) -> Self {
+        let (name, what) = match quota.counted {
+            Counted::Runs => ("runs_per_minute", "new runs"),
+            Counted::Polls => ("polls_per_minute", "requests that are no new run"),
+        };
+        let of = match quota.of {
+            Of::Tenant => "The plan",
+            Of::Key => "The API key",
+        };
+        let (max, secs) = (quota.max, secs_up(quota.more_in));
+        let detail = format!("{of} allows {max} {what} in any minute; come back in {secs} s.");
+        Self::limit(Kind::RateLimited, detail, secs, name, quota.of, json!(max))
+    }
+
+    fn spend_limit(limit: &SpendLimit) -> Self {
+        let SpendLimit { of, max, spent, requested, retry_after_secs } = *limit;
+        let (name, what) = match of {
+            Of::Tenant => ("monthly_spend_max_usd", "The plan allows a UTC month to cost"),
+            Of::Key => ("max_spend_usd", "The API key, with those made with it, may spend"),
+        };
+        let detail = format!(
+            "{what} ${max}; ${spent} of it is spent or held for open runs, and ${requested} was asked for."
+        );
+        let mut problem = Self::limit(Kind::SpendLimit, detail, retry_after_secs, name, of, json!(max));
+        problem.extra.insert("spent_usd".to_owned(), json!(spent));
+        problem.extra.insert("requested_usd".to_owned(), json!(requested));
+        problem
+    }
+
+    /// A limit is reached: which, whose, its size, and when to come back.
+    fn limit(kind: Kind, detail: String, secs: u32, limit: &str, of: Of, max: Value) -> Self {
+        let of = match of {
+            Of::Tenant => "tenant",
+            Of::Key => "key",
+        };
+        let mut problem = Self { retry_after_secs: Some(secs), ..Self::new(kind, detail) };
+        problem.extra.insert("limit".to_owned(), json!(limit));
+        problem.extra.insert("limit_of".to_owned(), json!(of));
+        problem.extra.insert("limit_max".to_owned(), max);
+        problem.extra.insert("retry_after_sec".to_owned(), json!(secs));
+        problem
     }
 
     fn of_plan(refusal: &PlanRefusal) -> Self {
@@ -235,6 +301,12 @@ impl Problem {
         };
         Self::new(kind, format!("{}. {}", kind.title(), kind.advice()))
     }
+}
+
+/// Whole seconds, none of which is too early.
+pub fn secs_up(duration: Duration) -> u32 {
+    let secs = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(secs).unwrap_or(u32::MAX)
 }
 
 impl fmt::Display for Problem {

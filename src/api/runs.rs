@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::{
     App,
     context::{Ids, ids},
-    extract::{Body, Caller, RunsRead, RunsWrite, idempotency_key, json_object},
+    extract::{Body, Caller, RunsBuy, RunsRead, RunsWrite, idempotency_key, json_object},
     page::List,
     problem::{Kind, Problem},
     query::Query,
+    quota,
 };
 use crate::{
     domain::{
@@ -29,7 +30,7 @@ use crate::{
         cancel::Cancel,
         list,
         read::{self, Found, Link},
-        submit::{self, Accepted, NotAccepted, Order},
+        submit::{self, Accepted, NotAccepted, Order, Refusal},
     },
     pack::FieldError,
     store::{RunFilter, RunPlace},
@@ -46,22 +47,32 @@ const PACK_TYPE_CHARS_MAX: usize = 64;
 pub async fn submit(
     app: Data<App>,
     request: HttpRequest,
-    caller: Caller<RunsWrite>,
+    caller: Caller<RunsBuy>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
     let ids = ids(&request);
     let key = idempotency_key(&request)?;
     let members = json_object(&request, &body.0)?;
     let order = order(members, key, &ids)?;
-    let cx = app.cx.clone();
-    let accepted = app.detached.run(async move { submit::submit(&cx, &caller.0, order).await }).await;
-    let accepted = accepted
-        .map_err(NotAccepted::from)
-        .flatten()
-        .map_err(|error| Problem::of_submit(error, ids.trace_id))?;
+    let (cx, buyer) = (app.cx.clone(), caller.0.clone());
+    let accepted = app.detached.run(async move { submit::submit(&cx, &buyer, order).await }).await;
+    let accepted = accepted.map_err(NotAccepted::from).flatten();
     let (run, replayed) = match accepted {
-        Accepted::New(run) => (run, false),
-        Accepted::Replayed(run) => (run, true),
+        Ok(Accepted::New(run, quotas)) => {
+            quota::left(&request, quotas);
+            (run, false)
+        }
+        Ok(Accepted::Replayed(run)) => {
+            // It bought nothing: it is a look at a run.
+            quota::count(&app, &request, &caller.0).await?;
+            (run, true)
+        }
+        Err(error) => {
+            if let NotAccepted::Refused(Refusal::RateLimited(reached)) = &error {
+                quota::left(&request, vec![*reached]);
+            }
+            return Err(Problem::of_submit(error, ids.trace_id));
+        }
     };
     let mut response = HttpResponse::Accepted();
     response

@@ -4,7 +4,7 @@
 //! or refused in one round trip. It is rebuilt from the ledger whenever it knows nothing, or knew it
 //! in another life: a budget carries the run id of the very server process that it was set on, each
 //! connection knows the run id of the process that it reached, and a restart, a restore or a failover
-//! gives another. No entry ever expires.
+//! gives another. Nothing that money depends on ever expires; the windows that requests are counted in do.
 
 mod pool;
 
@@ -15,14 +15,17 @@ use secrecy::SecretString;
 
 use self::pool::Pool;
 use crate::domain::{
-    id::{RunId, TenantId},
+    id::{KeyId, RunId, TenantId},
     idempotency::PayloadHash,
+    limit::{Counted, GateLimits, KeyLimits, Month, Of, Quota, WINDOW},
     money::UsdMicros,
     run::Settled,
 };
 
 /// How long one call may take before its outcome counts as unknown.
 const CALL_MAX: Duration = Duration::from_millis(1_500);
+/// The same for counting a request: nobody is kept waiting for it longer.
+const POLL_MAX: Duration = Duration::from_millis(100);
 /// The same for a rebuild, which may carry very many holds.
 const REBUILD_MAX: Duration = Duration::from_secs(5);
 
@@ -37,6 +40,23 @@ pub enum Error {
     Unexpected(String),
 }
 
+/// What a submit asks the gate for.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The buyer.
+    pub tenant_id: TenantId,
+    /// The run that it would be.
+    pub run_id: RunId,
+    /// The hold.
+    pub amount: UsdMicros,
+    /// The fingerprint of its idempotency key.
+    pub key_fingerprint: &'a str,
+    /// The hash of its request.
+    pub payload: PayloadHash,
+    /// What else it is held against.
+    pub limits: GateLimits,
+}
+
 /// What the gate says to a submit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reserve {
@@ -46,16 +66,38 @@ pub enum Reserve {
         epoch: i64,
         /// For this run: the caller's, or the one under which the same submit is already under way.
         run_id: RunId,
+        /// What is left of the limits of runs a minute.
+        quotas: Vec<Quota>,
     },
     /// The same key is under way with another payload.
     Mismatch,
+    /// A limit of runs a minute is reached.
+    Limited(Quota),
+    /// As many runs are open as may be.
+    Crowded,
+    /// What the month may cost does not cover it, by these figures; they may be behind.
+    Spent {
+        /// What is left of the budget.
+        available: UsdMicros,
+        /// What could be spent from the start of the month on.
+        base: UsdMicros,
+    },
     /// Not enough is left.
     Short {
         /// What is left.
         available: UsdMicros,
     },
-    /// Redis does not know the budget; it must be rebuilt.
+    /// Redis does not know the budget, or not in this month; it must be rebuilt.
     Unknown,
+}
+
+/// What the gate says to a request that is counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// It is one more.
+    Taken(Vec<Quota>),
+    /// It is one too many.
+    Limited(Quota),
 }
 
 /// What became of a rebuild.
@@ -100,6 +142,8 @@ pub struct GateBudget {
     pub epoch: i64,
     /// What can be spent, in micros; below zero only if something is broken.
     pub available_usd_micros: i64,
+    /// What could be spent from the start of a month on, and of which.
+    pub base: Option<(Month, i64)>,
 }
 
 /// A hold, by the gate.
@@ -114,8 +158,10 @@ pub struct GateHold {
 /// The least that tells whether a tenant's budget needs a closer look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Glance {
-    /// What can be spent.
-    pub budget: GateBudget,
+    /// The epoch of its computation.
+    pub epoch: i64,
+    /// What can be spent, in micros.
+    pub available_usd_micros: i64,
     /// How many holds are open.
     pub holds: u64,
 }
@@ -126,13 +172,15 @@ pub struct Budget {
     pool: Pool,
 }
 
-static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-4.lua")));
+static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-6.lua")));
+static POLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/poll-2.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle-4.lua")));
 static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/rebuild-4.lua")));
 static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/inspect-3.lua")));
 
 /// The keys of a tenant: one hash tag, so one slot of a cluster.
 struct Keys {
+    tenant_id: TenantId,
     budget: String,
     holds: String,
     admits: String,
@@ -142,7 +190,20 @@ struct Keys {
 impl Keys {
     fn of(tenant_id: TenantId) -> Self {
         let key = |name: &str| format!("dpp:{{{tenant_id}}}:{name}");
-        Self { budget: key("budget"), holds: key("holds"), admits: key("admits"), keys: key("keys") }
+        Self {
+            tenant_id,
+            budget: key("budget"),
+            holds: key("holds"),
+            admits: key("admits"),
+            keys: key("keys"),
+        }
+    }
+
+    /// Where requests of a kind are counted: all of the tenant's, and those of the family of `root`.
+    fn windows(&self, counted: &str, root: Option<KeyId>) -> [String; 2] {
+        let all = format!("dpp:{{{}}}:{counted}", self.tenant_id);
+        let of_key = root.map_or_else(|| all.clone(), |root| format!("{all}:{root}"));
+        [all, of_key]
     }
 
     fn all<'a>(&self, script: &'a Script) -> redis::ScriptInvocation<'a> {
@@ -165,40 +226,80 @@ impl Budget {
         Ok(Self { pool: pool::build(url, password, connections_max)? })
     }
 
-    /// Asks for `amount` of a tenant's budget, in one round trip.
+    /// Asks for a part of a tenant's budget, in one round trip.
     ///
     /// # Errors
     /// [`Error`]; on [`Error::Unavailable`] the hold may stand.
-    pub async fn reserve(
-        &self,
-        tenant_id: TenantId,
-        run_id: RunId,
-        amount: UsdMicros,
-        key_fingerprint: &str,
-        payload: PayloadHash,
-    ) -> Result<Reserve, Error> {
+    pub async fn reserve(&self, ask: Ask<'_>) -> Result<Reserve, Error> {
+        let Ask { tenant_id, run_id, amount, key_fingerprint, payload, limits } = ask;
         let keys = Keys::of(tenant_id);
+        let maxima = [limits.runs_per_minute, limits.key_runs_per_minute.map_or(0, |(_, max)| max)];
+        let (month, monthly_max) = limits.monthly_spend_max.unwrap_or((Month(0), UsdMicros::ZERO));
         let connection = self.connection().await?;
         let mut call = keys.all(&RESERVE);
+        for window in keys.windows("runs", limits.key_runs_per_minute.map(|(root, _)| root)) {
+            call.key(window);
+        }
         call.arg(&connection.server)
             .arg(run_id.to_string())
             .arg(amount.get())
             .arg(format!("-{}", amount.get()))
             .arg(key_fingerprint)
-            .arg(payload.to_hex());
+            .arg(payload.to_hex())
+            .arg(&maxima)
+            .arg(window_ms())
+            .arg(limits.concurrent_runs_max)
+            .arg(monthly_max.get())
+            .arg(month.0);
         let reply: Vec<String> = invoke(connection, &call, CALL_MAX).await?;
+        let amount_of = |text| UsdMicros::new(number(text)?.max(0)).ok().ok_or_else(|| unexpected(&reply));
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["held" | "again", epoch, run_id] => Ok(Reserve::Held {
+            ["held" | "again", epoch, run_id, ref figures @ ..] => Ok(Reserve::Held {
                 epoch: number(epoch)?,
                 run_id: run_id.parse().ok().ok_or_else(|| unexpected(&reply))?,
+                quotas: quotas(Counted::Runs, maxima, figures)?,
             }),
             ["mismatch"] => Ok(Reserve::Mismatch),
-            ["short", available] => {
-                let available =
-                    UsdMicros::new(number(available)?.max(0)).ok().ok_or_else(|| unexpected(&reply))?;
-                Ok(Reserve::Short { available })
+            [which @ ("limited" | "key-limited"), more_ms] => {
+                Ok(Reserve::Limited(reached(Counted::Runs, maxima, which, more_ms)?))
             }
+            ["crowded"] => Ok(Reserve::Crowded),
+            ["spent", available, base] => {
+                Ok(Reserve::Spent { available: amount_of(available)?, base: amount_of(base)? })
+            }
+            ["short", available] => Ok(Reserve::Short { available: amount_of(available)? }),
             ["unknown"] => Ok(Reserve::Unknown),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Counts a request against a tenant's limit (zero for none) and its key's.
+    ///
+    /// # Errors
+    /// [`Error`]; it may be counted.
+    pub async fn poll(
+        &self,
+        tenant_id: TenantId,
+        polls_per_minute: i32,
+        key: Option<&KeyLimits>,
+    ) -> Result<Poll, Error> {
+        let maxima = [polls_per_minute, key.map_or(0, |key| key.polls_per_minute)];
+        let counting = async {
+            let connection = self.connection().await?;
+            let mut call = POLL.prepare_invoke();
+            for window in Keys::of(tenant_id).windows("polls", key.map(|key| key.root)) {
+                call.key(window);
+            }
+            call.arg(&maxima).arg(window_ms());
+            invoke::<Vec<String>>(connection, &call, POLL_MAX).await
+        };
+        let reply = match tokio::time::timeout(POLL_MAX, counting).await {
+            Ok(reply) => reply?,
+            Err(elapsed) => return Err(Error::Unavailable(elapsed.into())),
+        };
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["taken", ref figures @ ..] => Ok(Poll::Taken(quotas(Counted::Polls, maxima, figures)?)),
+            [which, more_ms] => Ok(Poll::Limited(reached(Counted::Polls, maxima, which, more_ms)?)),
             _ => Err(unexpected(&reply)),
         }
     }
@@ -233,8 +334,8 @@ impl Budget {
         }
     }
 
-    /// Sets a tenant's budget to what the ledger says under `epoch`. The caller holds the tenant's
-    /// exclusive lock.
+    /// Sets a tenant's budget to what the ledger says under `epoch`; `base` is what could be spent from the
+    /// start of its month on. The caller holds the tenant's exclusive lock.
     ///
     /// # Errors
     /// [`Error`]; it may have been applied, which is why no epoch is ever used twice.
@@ -243,12 +344,13 @@ impl Budget {
         tenant_id: TenantId,
         epoch: i64,
         available: UsdMicros,
+        (month, base): (Month, UsdMicros),
         holds: &[Hold<'_>],
     ) -> Result<Rebuilt, Error> {
         let keys = Keys::of(tenant_id);
         let connection = self.connection().await?;
         let mut call = keys.all(&REBUILD);
-        call.arg(epoch).arg(&connection.server).arg(available.get());
+        call.arg(epoch).arg(&connection.server).arg(available.get()).arg(month.0).arg(base.get());
         for hold in holds {
             call.arg(hold.run_id.to_string())
                 .arg(hold.amount.get())
@@ -268,18 +370,23 @@ impl Budget {
     /// # Errors
     /// [`Error`]
     pub async fn inspect(&self, tenant_id: TenantId) -> Result<Inspection, Error> {
-        type Reply = (String, String, String, u64, Vec<(String, i64)>, Vec<(String, String)>);
+        type Reply = (String, String, String, String, String, u64, Vec<(String, i64)>, Vec<(String, String)>);
         let keys = Keys::of(tenant_id);
         let connection = self.connection().await?;
         let here = connection.server.clone();
         let mut call = INSPECT.prepare_invoke();
         call.key(&keys.budget).key(&keys.holds).key(&keys.admits);
-        let (epoch, server, available, now_ms, holds, admits): Reply =
+        let (epoch, server, available, month, base, now_ms, holds, admits): Reply =
             invoke(connection, &call, CALL_MAX).await?;
         let budget = if epoch.is_empty() || server != here {
             None
         } else {
-            Some(GateBudget { epoch: number(&epoch)?, available_usd_micros: number(&available)? })
+            let of_month = |month| Ok::<_, Error>((Month(number(month)?), number(&base)?));
+            Some(GateBudget {
+                epoch: number(&epoch)?,
+                available_usd_micros: number(&available)?,
+                base: Some(month.as_str()).filter(|month| !month.is_empty()).map(of_month).transpose()?,
+            })
         };
         let admits: HashMap<String, String> = admits.into_iter().collect();
         let holds = holds
@@ -323,9 +430,9 @@ impl Budget {
             .map(|[budget, holds]| {
                 let (epoch, server, available): Reply = redis::from_redis_value_ref(budget).map_err(odd)?;
                 let (Some(epoch), Some(available)) = (epoch, available) else { return Ok(None) };
-                let budget = GateBudget { epoch: number(&epoch)?, available_usd_micros: number(&available)? };
+                let (epoch, available_usd_micros) = (number(&epoch)?, number(&available)?);
                 let holds = redis::from_redis_value_ref(holds).map_err(odd)?;
-                Ok((server == Some(here.clone())).then_some(Glance { budget, holds }))
+                Ok((server == Some(here.clone())).then_some(Glance { epoch, available_usd_micros, holds }))
             })
             .collect()
     }
@@ -385,6 +492,40 @@ fn conclude<T>(
     };
     drop(Pooled::take(connection));
     Err(Error::Unavailable(cause))
+}
+
+fn window_ms() -> u64 {
+    u64::try_from(WINDOW.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What is left of the limits that there are, by a reply's figures: how many and when there is more, of the
+/// tenant's and the key's.
+fn quotas(counted: Counted, maxima: [i32; 2], figures: &[&str]) -> Result<Vec<Quota>, Error> {
+    let (pairs, _) = figures.as_chunks::<2>();
+    [Of::Tenant, Of::Key]
+        .into_iter()
+        .zip(maxima)
+        .zip(pairs)
+        .filter(|((_, max), _)| *max > 0)
+        .map(|((of, max), [left, more_ms])| {
+            let left = i32::try_from(number(left)?).unwrap_or(max);
+            Ok(Quota { of, counted, max, left, more_in: millis(more_ms)? })
+        })
+        .collect()
+}
+
+/// The limit that a reply says is reached.
+fn reached(counted: Counted, maxima: [i32; 2], which: &str, more_ms: &str) -> Result<Quota, Error> {
+    let (of, max) = match which {
+        "limited" => (Of::Tenant, maxima[0]),
+        "key-limited" => (Of::Key, maxima[1]),
+        other => return Err(unexpected(&[other.to_owned()])),
+    };
+    Ok(Quota { of, counted, max, left: 0, more_in: millis(more_ms)? })
+}
+
+fn millis(text: &str) -> Result<Duration, Error> {
+    Ok(Duration::from_millis(u64::try_from(number(text)?).unwrap_or(0)))
 }
 
 fn number(text: &str) -> Result<i64, Error> {

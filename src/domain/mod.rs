@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`money`] and [`price`] (amounts), [`id`], [`run`] (the states of a run and the
 //! proofs that let effects happen), [`receipt`] and [`reconcile`] (how a half-finished run is
-//! judged), [`plan`], [`api_key`], [`idempotency`].
+//! judged), [`plan`], [`limit`], [`api_key`], [`idempotency`].
 //!
 //! Glossary: a *hold* is money set aside for one run; its end is a *charge* (posted) and a *release*
 //! (returned). A worker *takes* a run and gets a *lease*; whoever wins the *claim* may upload and
@@ -12,6 +12,7 @@ pub mod api_key;
 pub mod cursor;
 pub mod id;
 pub mod idempotency;
+pub mod limit;
 pub mod money;
 pub mod plan;
 pub mod price;

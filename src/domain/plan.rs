@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{
     id::{KeyId, TenantId},
+    limit::{GateLimits, KeyLimits, Month},
     money::UsdMicros,
     price::{RESERVATION_MAX, RESERVATION_MIN},
     scope::Scopes,
@@ -20,10 +21,10 @@ pub struct Plan {
     /// The most that one run may reserve; zero leaves the platform's $10,000.
     #[serde(rename = "run_cost_max_usd", serialize_with = "amount_or_null")]
     pub run_cost_max: UsdMicros,
-    /// Submits a minute; zero is unlimited.
+    /// New runs a minute; zero is unlimited.
     #[serde(serialize_with = "count_or_null")]
     pub runs_per_minute: i32,
-    /// Reads a minute; zero is unlimited.
+    /// All other requests a minute; zero is unlimited.
     #[serde(serialize_with = "count_or_null")]
     pub polls_per_minute: i32,
     /// Runs open at once; zero is unlimited.
@@ -53,6 +54,24 @@ pub struct Caller {
     pub suspended: bool,
     /// What the tenant may buy.
     pub plan: Plan,
+    /// What the key is limited to, with those that share its limits.
+    pub key_limits: Option<KeyLimits>,
+    /// The month when the key was looked up.
+    pub month: Month,
+}
+
+impl Caller {
+    /// What the gate holds this caller's submits against.
+    pub fn gate_limits(&self) -> GateLimits {
+        let key_runs = self.key_limits.as_ref().filter(|limits| limits.runs_per_minute > 0);
+        GateLimits {
+            runs_per_minute: self.plan.runs_per_minute,
+            key_runs_per_minute: key_runs.map(|limits| (limits.root, limits.runs_per_minute)),
+            concurrent_runs_max: self.plan.concurrent_runs_max,
+            monthly_spend_max: Some((self.month, self.plan.monthly_spend_max))
+                .filter(|(_, amount)| !amount.is_zero()),
+        }
+    }
 }
 
 /// Why a plan refuses a submit.

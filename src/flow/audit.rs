@@ -94,6 +94,7 @@ pub async fn audit(cx: &Ctx, receipts: bool) -> Result<Audit, Error> {
         let (Some(first), Some(last)) = (page.first(), page.last()) else { break };
         after = Some(last.tenant_id());
         audit.add(cx.store.audit_usage(first.tenant_id(), last.tenant_id()).await?);
+        audit.add(cx.store.audit_keys(first.tenant_id(), last.tenant_id()).await?);
         audit.tenants += u64::try_from(page.len()).unwrap_or(u64::MAX);
         audit.add(page.iter().flat_map(books));
         audit.add(gates(cx, &page).await?);
@@ -157,8 +158,7 @@ async fn gates(cx: &Ctx, page: &[Books]) -> Result<Vec<Finding>, Error> {
     let closer = page.iter().zip(glances).filter(|(books, glance)| {
         glance.is_some_and(|glance| {
             let idle = books.open_runs == 0 && glance.holds == 0;
-            let agrees = glance.budget.epoch == books.budget_epoch
-                && glance.budget.available_usd_micros == books.available;
+            let agrees = glance.epoch == books.budget_epoch && glance.available_usd_micros == books.available;
             !(idle && agrees)
         })
     });

@@ -9,7 +9,7 @@ use crate::{
         id::{KeyId, TenantId},
         plan::Caller,
     },
-    store::{KeyRecord, NewKey},
+    store::{KeyRecord, NewKey, NewLimits},
 };
 
 /// What became of a wish for a key.
@@ -67,8 +67,13 @@ pub async fn rotate(cx: &Ctx, caller: &Caller, key_id: KeyId, grace: Duration) -
     if old.rotated_at.is_some() {
         return Ok(Made::Absent);
     }
-    let successor =
-        NewKey { tenant_id: old.tenant_id, label: old.label, scopes: old.scopes, expires_at: old.expires_at };
+    let successor = NewKey {
+        tenant_id: old.tenant_id,
+        label: old.label,
+        scopes: old.scopes,
+        expires_at: old.expires_at,
+        limits: old.limits.map_or(NewLimits::Unlimited, NewLimits::Shared),
+    };
     if !within(caller, &successor) {
         return Ok(Made::BeyondCaller);
     }
@@ -105,14 +110,19 @@ async fn refused(cx: &Ctx, caller: &Caller, else_why: Made) -> Result<Made, Erro
     Ok(if works { else_why } else { Made::CallerGone })
 }
 
-/// Whether a key may do no more, and lasts no longer, than the key that asks for it.
+/// Whether a key may do no more, and lasts no longer, than the key that asks for it, and shares its limits.
 fn within(caller: &Caller, key: &NewKey) -> bool {
     let lasts = match (caller.key_expires_at, key.expires_at) {
         (None, _) => true,
         (Some(callers), Some(keys)) => keys <= callers,
         (Some(_), None) => false,
     };
-    lasts && caller.scopes.cover(&key.scopes)
+    let limited = match (&caller.key_limits, &key.limits) {
+        (None, _) => true,
+        (Some(callers), NewLimits::Shared(keys)) => callers.root == keys.root,
+        (Some(_), NewLimits::Unlimited | NewLimits::Own { .. }) => false,
+    };
+    lasts && limited && caller.scopes.cover(&key.scopes)
 }
 
 fn noted(what: &'static str, caller: &Caller, record: KeyRecord, secret: ApiKey) -> Made {

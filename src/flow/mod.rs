@@ -6,6 +6,7 @@
 //! [`expire`], [`reconcile`], [`resend`] or [`sweep`].
 
 pub mod audit;
+pub mod budget;
 pub mod cancel;
 pub mod crash;
 pub mod deposit;
@@ -13,6 +14,7 @@ pub mod expire;
 pub mod finish;
 pub mod keys;
 pub mod list;
+pub mod poll;
 pub mod probe;
 pub mod read;
 pub mod rebuild;

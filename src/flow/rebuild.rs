@@ -12,15 +12,16 @@ use crate::{
     store::{Balance, LockedBooks},
 };
 
-/// Rebuilds a budget unless Redis knows it under the current epoch: of many that find it missing, one
+/// Rebuilds a budget unless Redis knows it under the current epoch and in this month: of many that find it missing, one
 /// does the work.
 ///
 /// # Errors
 /// [`Error`]
 pub async fn if_stale(cx: &Ctx, tenant_id: TenantId) -> Result<(), Error> {
-    let Some(books) = cx.store.lock_books(tenant_id).await? else { return Ok(()) };
-    let known = cx.budget.inspect(tenant_id).await?.budget;
-    if known.is_some_and(|budget| budget.epoch == books.epoch()) {
+    let Some(mut books) = cx.store.lock_books(tenant_id).await? else { return Ok(()) };
+    let known = cx.budget.inspect(tenant_id).await?.budget.filter(|budget| budget.epoch == books.epoch());
+    let month = books.month().await?.month;
+    if known.and_then(|budget| budget.base).is_some_and(|(of, _)| of >= month) {
         return Ok(books.commit().await?);
     }
     under_lock(cx, tenant_id, books).await.map(drop)
@@ -43,6 +44,7 @@ pub(super) async fn under_lock(
 ) -> Result<Balance, Error> {
     let epoch = cx.crash.at(CrashPoint::RebuildRaise, books.raise_epoch()).await?;
     let balance = books.balance().await?;
+    let month = books.month().await?;
     let open = books.open_holds().await?;
     let holds: Vec<_> = open
         .iter()
@@ -53,7 +55,7 @@ pub(super) async fn under_lock(
             payload: hold.payload,
         })
         .collect();
-    let set = cx.budget.rebuild(tenant_id, epoch, balance.available, &holds);
+    let set = cx.budget.rebuild(tenant_id, epoch, balance.available, (month.month, month.base), &holds);
     if let Rebuilt::Older { epoch } = cx.crash.at(CrashPoint::RebuildSet, set).await? {
         // Only a database that was set back meets a gate from its own future.
         tracing::error!(%tenant_id, epoch, "Redis holds a younger budget than the database knows; advancing");

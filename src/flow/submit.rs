@@ -8,13 +8,14 @@ use super::{
     Ctx, Error,
     crash::CrashPoint,
     rebuild,
-    sweep::{self, CaughtUp},
+    sweep::{self, AtBest, CaughtUp},
 };
 use crate::{
-    budget::Reserve,
+    budget::{Ask, Reserve},
     domain::{
         id::{RunId, TraceId},
         idempotency::{IdempotencyKey, PayloadHash},
+        limit::{GateLimits, Of, Quota},
         money::UsdMicros,
         plan::{Caller, PlanRefusal},
         price,
@@ -27,6 +28,9 @@ use crate::{
 
 /// How often a submit is admitted anew because its tenant's budget was rebuilt in between.
 const ADMISSIONS_MAX: usize = 4;
+
+/// The constraint that refuses what a key may not spend.
+const SPENT_CHECK: &str = "api_keys_spent_check";
 
 /// How long an accepted submit waits for its message to be sent. A queue that is down costs its runs time,
 /// not their buyers an answer.
@@ -59,8 +63,8 @@ pub struct Order {
 /// An accepted submit.
 #[derive(Debug)]
 pub enum Accepted {
-    /// The run is new.
-    New(Run),
+    /// The run is new. With it comes what is left of the limits of runs a minute.
+    New(Run, Vec<Quota>),
     /// The same submit was accepted before; this is its run as it is now.
     Replayed(Run),
 }
@@ -83,6 +87,15 @@ pub enum Refusal {
     InvalidInputs(Vec<FieldError>),
     /// The plan says no.
     Plan(PlanRefusal),
+    /// A limit of runs a minute is reached.
+    RateLimited(Quota),
+    /// As many runs are open as the plan allows.
+    TooManyRuns {
+        /// So many.
+        max: i32,
+    },
+    /// What a month may cost, or the runs of a key, does not cover it.
+    SpendLimit(SpendLimit),
     /// The budget does not cover it.
     BudgetExceeded {
         /// What is left.
@@ -91,6 +104,26 @@ pub enum Refusal {
         requested: UsdMicros,
     },
 }
+
+/// A limit of what may be spent that does not cover a submit.
+#[derive(Clone, Copy, Debug)]
+pub struct SpendLimit {
+    /// Whose: the tenant's is of a UTC month, the key's is for ever.
+    pub of: Of,
+    /// The most.
+    pub max: UsdMicros,
+    /// What has been charged and is held.
+    pub spent: UsdMicros,
+    /// What was asked for.
+    pub requested: UsdMicros,
+    /// When it may be otherwise, in seconds.
+    pub retry_after_secs: u32,
+}
+
+/// When a submit may be tried again that waits for open runs to return what they hold, in seconds.
+pub const OPEN_RUNS_RETRY_SECS: u32 = 1;
+/// The same where only a run's end could help a key that may spend so much and no more.
+const KEY_RETRY_SECS: u32 = 60;
 
 /// Why a submit was not accepted.
 #[derive(Debug)]
@@ -123,14 +156,16 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
         return replay(cx, run, &order).await;
     }
     let mut new = judge(cx, caller, order.clone())?;
+    let limits = caller.gate_limits();
+    refuse_by_key(cx, caller, new.reserved).await?;
 
     for _ in 0..ADMISSIONS_MAX {
         // A new id each time: one that the gate lent us may have been inserted, ended and settled by the
         // other submit of this key, and must never be held a second time.
         new.run_id = RunId::new();
-        let (epoch, run_id) = match admit(cx, &new).await {
-            // This may be a copy of a submit that was accepted since the look above and took the budget.
-            Err(refused @ NotAccepted::Refused(Refusal::BudgetExceeded { .. })) => {
+        let (epoch, run_id, quotas) = match admit(cx, &new, limits).await {
+            // This may be a copy of a submit that was accepted since the look above and took what was left.
+            Err(refused @ NotAccepted::Refused(_)) => {
                 return match cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
                     Some(run) => replay(cx, run, &order).await,
                     None => Err(refused),
@@ -144,13 +179,19 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
             Err(store::Error::Unavailable(error) | store::Error::Query(error)) => {
                 return resolve(cx, &order, &new, error).await;
             }
+            Err(store::Error::Refused(constraint)) if constraint == SPENT_CHECK => {
+                // As below: the reservation may be shared.
+                rebuild::rebuild(cx, caller.tenant_id).await?;
+                refuse_by_key(cx, caller, new.reserved).await?;
+                continue;
+            }
             other => other?,
         };
         match submitted {
             Submitted::Inserted { created_at } => {
                 let run = accepted(new, created_at);
                 announce(cx, &run).await;
-                return Ok(Accepted::New(run));
+                return Ok(Accepted::New(run, quotas));
             }
             Submitted::Exists => return existing(cx, &order, &new).await,
             Submitted::NotAdmitted => {
@@ -203,24 +244,83 @@ fn judge(cx: &Ctx, caller: &Caller, order: Order) -> Result<NewRun, Refusal> {
     })
 }
 
+/// Refuses what the caller's key may not spend. The key's row is the truth, and [`SPENT_CHECK`] on it refuses
+/// whoever comes past this look; so this spares the others the gate.
+async fn refuse_by_key(cx: &Ctx, caller: &Caller, requested: UsdMicros) -> Result<(), NotAccepted> {
+    let limits = caller.key_limits.as_ref();
+    let Some((root, max)) = limits.and_then(|limits| Some((limits.root, limits.spend_max?))) else {
+        return Ok(());
+    };
+    let spent = cx.store.key_spent(root).await?;
+    if spent.checked_add(requested).is_some_and(|sum| sum <= max) {
+        return Ok(());
+    }
+    let retry_after_secs = KEY_RETRY_SECS;
+    Err(Refusal::SpendLimit(SpendLimit { of: Of::Key, max, spent, requested, retry_after_secs }).into())
+}
+
 /// Asks the gate. Two submits of one key that race are given the same run.
-async fn admit(cx: &Ctx, new: &NewRun) -> Result<(i64, RunId), NotAccepted> {
-    let fingerprint = new.idempotency_key.fingerprint();
+async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId, Vec<Quota>), NotAccepted> {
+    let (tenant_id, requested) = (new.tenant_id, new.reserved);
+    let key_fingerprint = new.idempotency_key.fingerprint();
     for _ in 0..ADMISSIONS_MAX {
-        let reserve = cx.budget.reserve(new.tenant_id, new.run_id, new.reserved, &fingerprint, new.payload);
-        match cx.crash.at(CrashPoint::SubmitReserve, reserve).await? {
-            Reserve::Held { epoch, run_id } => return Ok((epoch, run_id)),
+        let reserve = cx.budget.reserve(Ask {
+            tenant_id,
+            run_id: new.run_id,
+            amount: requested,
+            key_fingerprint: &key_fingerprint,
+            payload: new.payload,
+            limits,
+        });
+        // The gate follows the ledger by a moment, or by more if a process died in between, and a refusal
+        // must be exact.
+        let (caught_up, refusal) = match cx.crash.at(CrashPoint::SubmitReserve, reserve).await? {
+            Reserve::Held { epoch, run_id, quotas } => return Ok((epoch, run_id, quotas)),
             Reserve::Mismatch => return Err(Refusal::KeyReused.into()),
-            // The gate follows the ledger by a moment, or by more if a process died in between, and a
-            // refusal must be exact.
-            Reserve::Short { available } => match sweep::catch_up(cx, new.tenant_id, new.reserved).await? {
-                CaughtUp::Exact => {
-                    return Err(Refusal::BudgetExceeded { available, requested: new.reserved }.into());
+            Reserve::Limited(quota) => return Err(Refusal::RateLimited(quota).into()),
+            Reserve::Unknown => {
+                rebuild::if_stale(cx, tenant_id).await?;
+                continue;
+            }
+            Reserve::Crowded => {
+                let max = limits.concurrent_runs_max;
+                let crowded = |now: AtBest| i32::try_from(now.open_runs).is_ok_and(|open| open >= max);
+                (sweep::catch_up(cx, tenant_id, crowded).await?, Refusal::TooManyRuns { max })
+            }
+            Reserve::Spent { available, base } => {
+                let month = cx.store.month(tenant_id).await?;
+                if base != month.base {
+                    // The gate is of another month, or a charge of the last one came late.
+                    rebuild::rebuild(cx, tenant_id).await?;
+                    continue;
                 }
-                CaughtUp::Changed => {}
-                CaughtUp::Undecided => return Err(Error::BudgetBusy.into()),
-            },
-            Reserve::Unknown => rebuild::if_stale(cx, new.tenant_id).await?,
+                let max = limits.monthly_spend_max.map_or(UsdMicros::MAX, |(_, max)| max);
+                let left = max.get() - requested.get();
+                let spent = |now: AtBest| base.get() - now.available_usd_micros > left;
+                (sweep::catch_up(cx, tenant_id, spent).await?, {
+                    // What is held may come back, what was charged will not.
+                    let passes = month.charged.get() <= left;
+                    let retry_after_secs = if passes { OPEN_RUNS_RETRY_SECS } else { month.secs_left };
+                    let spent = base.checked_sub(available).unwrap_or_default();
+                    Refusal::SpendLimit(SpendLimit {
+                        of: Of::Tenant,
+                        max,
+                        spent,
+                        requested,
+                        retry_after_secs,
+                    })
+                })
+            }
+            Reserve::Short { available } => {
+                let short = |now: AtBest| now.available_usd_micros < requested.get();
+                let refusal = Refusal::BudgetExceeded { available, requested };
+                (sweep::catch_up(cx, tenant_id, short).await?, refusal)
+            }
+        };
+        match caught_up {
+            CaughtUp::Exact => return Err(refusal.into()),
+            CaughtUp::Changed => {}
+            CaughtUp::Undecided => return Err(Error::BudgetBusy.into()),
         }
     }
     Err(Error::BudgetBusy.into())
@@ -258,7 +358,7 @@ async fn resolve(
         match read.await {
             Ok(Some(run)) if run.run_id == new.run_id => {
                 announce(cx, &run).await;
-                return Ok(Accepted::New(run));
+                return Ok(Accepted::New(run, Vec::new()));
             }
             Ok(Some(run)) => return replay(cx, run, order).await,
             Ok(None) => return Err(Error::Store(store::Error::Unavailable(cause)).into()),

@@ -13,10 +13,7 @@ use std::{
 use super::{Changed, Ctx, Error, Tally, crash::CrashPoint, rebuild};
 use crate::{
     budget::Inspection,
-    domain::{
-        id::{RunId, TenantId},
-        money::UsdMicros,
-    },
+    domain::id::{RunId, TenantId},
 };
 
 /// A reservation this old without a run will never have one: longer than any statement may take.
@@ -38,12 +35,25 @@ pub enum CaughtUp {
     Undecided,
 }
 
-/// Before `requested` is refused for lack of budget: lets the gate catch up with everything that has
-/// ended, and waits a moment for whatever is under way.
+/// What a tenant's gate would have if all that is under way came to nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct AtBest {
+    /// What could be spent, in micros.
+    pub available_usd_micros: i64,
+    /// How many runs would be open.
+    pub open_runs: usize,
+}
+
+/// Before a submit is refused by figures that may be behind: lets the gate catch up with everything that has
+/// ended, and waits a moment for whatever is under way. `refused` says whether the refusal would stand.
 ///
 /// # Errors
 /// [`Error`]
-pub async fn catch_up(cx: &Ctx, tenant_id: TenantId, requested: UsdMicros) -> Result<CaughtUp, Error> {
+pub async fn catch_up(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    refused: impl Fn(AtBest) -> bool,
+) -> Result<CaughtUp, Error> {
     let patience = tokio::time::Instant::now() + CATCH_UP_MAX;
     loop {
         let seen = cx.budget.inspect(tenant_id).await?;
@@ -59,7 +69,11 @@ pub async fn catch_up(cx: &Ctx, tenant_id: TenantId, requested: UsdMicros) -> Re
         let known: HashSet<_> = cx.store.known(&runs).await?.into_iter().collect();
         let pending: Vec<_> = seen.holds.iter().filter(|(run, _)| !known.contains(run)).collect();
         let pending_usd_micros: i64 = pending.iter().map(|(_, hold)| hold.amount_usd_micros).sum();
-        if budget.available_usd_micros.saturating_add(pending_usd_micros) < requested.get() {
+        let at_best = AtBest {
+            available_usd_micros: budget.available_usd_micros.saturating_add(pending_usd_micros),
+            open_runs: known.len(),
+        };
+        if refused(at_best) {
             return Ok(CaughtUp::Exact);
         }
         if pending.iter().any(|(_, hold)| hold.age >= ABANDONED_AFTER) {

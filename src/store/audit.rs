@@ -237,6 +237,16 @@ impl Store {
         Ok(rows.into_iter().map(Finding::from).collect())
     }
 
+    /// Where what a limited key has spent differs from its runs, for the tenants from `first` to `last`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn audit_keys(&self, first: TenantId, last: TenantId) -> Result<Vec<Finding>, Error> {
+        let sql = Sql::new(include_str!("sql/audit_keys.sql")).bind(first.0).bind(last.0);
+        let rows: Vec<FindingRow> = self.patient_rows("audit_keys", sql).await?;
+        Ok(rows.into_iter().map(Finding::from).collect())
+    }
+
     /// One tenant's books. Two that are equal say that none of its transfers was committed in between.
     ///
     /// # Errors

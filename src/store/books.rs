@@ -12,6 +12,7 @@ use super::{Connection, Error, STATEMENT_MAX, Store, Transactions, rows_on, sql:
 use crate::domain::{
     id::{RunId, TenantId},
     idempotency::{PayloadHash, key_fingerprint},
+    limit::Month,
     money::UsdMicros,
 };
 
@@ -26,6 +27,19 @@ pub struct Balance {
     pub held: UsdMicros,
     /// What has been spent.
     pub charged: UsdMicros,
+}
+
+/// A tenant's month: what can still be spent in it is what may be, less `base - available`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MonthBooks {
+    /// Which.
+    pub month: Month,
+    /// How long it has still to go, in seconds, rounded up.
+    pub secs_left: u32,
+    /// What it has been charged so far.
+    pub charged: UsdMicros,
+    /// What could be spent from its start on: available, held and charged in it.
+    pub base: UsdMicros,
 }
 
 /// An open run's hold, as the gate needs it.
@@ -113,6 +127,37 @@ impl BooksRow {
 }
 
 #[derive(QueryableByName)]
+struct MonthRow {
+    #[diesel(sql_type = BigInt)]
+    month: i64,
+    #[diesel(sql_type = BigInt)]
+    secs_left: i64,
+    #[diesel(sql_type = BigInt)]
+    charged_usd_micros: i64,
+    #[diesel(sql_type = BigInt)]
+    base_usd_micros: i64,
+}
+
+const MONTH: &str = include_str!("sql/month.sql");
+
+impl MonthRow {
+    fn books(&self, tenant_id: TenantId) -> Result<MonthBooks, Error> {
+        let amount = |name: &str, micros| {
+            UsdMicros::new(micros).map_err(|bad| Error::Corrupt {
+                table: "ledger_transfers",
+                detail: format!("tenant {tenant_id}: {name} of the month is {micros} micros: {bad}"),
+            })
+        };
+        Ok(MonthBooks {
+            month: Month(self.month),
+            secs_left: u32::try_from(self.secs_left).unwrap_or(0),
+            charged: amount("charged", self.charged_usd_micros)?,
+            base: amount("the base", self.base_usd_micros)?,
+        })
+    }
+}
+
+#[derive(QueryableByName)]
 struct EpochRow {
     #[diesel(sql_type = BigInt)]
     budget_epoch: i64,
@@ -126,6 +171,16 @@ impl Store {
     pub async fn balance(&self, tenant_id: TenantId) -> Result<Balance, Error> {
         let rows: Vec<BooksRow> = self.rows("tenant_books", Sql::new(BOOKS).bind(tenant_id.0)).await?;
         one(rows)?.balance(tenant_id)
+    }
+
+    /// A tenant's month, now.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn month(&self, tenant_id: TenantId) -> Result<MonthBooks, Error> {
+        let rows: Vec<MonthRow> =
+            self.rows("month", Sql::new(MONTH).bind(self.offset()).bind(tenant_id.0)).await?;
+        one(rows)?.books(tenant_id)
     }
 
     /// The epoch under which holds of this tenant may be inserted; `None` for no such tenant.
@@ -237,6 +292,15 @@ impl LockedBooks {
     /// [`Error`]
     pub async fn balance(&mut self) -> Result<Balance, Error> {
         self.books().await?.balance(self.tenant_id)
+    }
+
+    /// The tenant's month, now.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn month(&mut self) -> Result<MonthBooks, Error> {
+        let sql = Sql::new(MONTH).bind(self.offset).bind(self.tenant_id.0);
+        one(self.rows::<MonthRow>(sql).await?)?.books(self.tenant_id)
     }
 
     async fn books(&mut self) -> Result<BooksRow, Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{Array, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
 use uuid::Uuid;
 
@@ -18,6 +18,8 @@ use super::{
 use crate::domain::{
     api_key::KeyDigest,
     id::{KeyId, TenantId},
+    limit::{KeyLimits, Month},
+    money::UsdMicros,
     plan::Caller,
     scope::{Scope, Scopes},
 };
@@ -33,6 +35,26 @@ pub struct NewKey {
     pub scopes: Scopes,
     /// Until when, if it ends by itself.
     pub expires_at: Option<DateTime<Utc>>,
+    /// What it is limited to.
+    pub limits: NewLimits,
+}
+
+/// The limits of a key in the making.
+#[derive(Clone, Debug)]
+pub enum NewLimits {
+    /// None.
+    Unlimited,
+    /// Limits of its own, which make it the root of a family; zero is unlimited.
+    Own {
+        /// New runs a minute.
+        runs_per_minute: i32,
+        /// Other requests a minute.
+        polls_per_minute: i32,
+        /// The most that its runs may cost, ever.
+        spend_max: Option<UsdMicros>,
+    },
+    /// Those of a family.
+    Shared(KeyLimits),
 }
 
 /// A key, as its owner and operators see it. The secret is nowhere.
@@ -56,16 +78,32 @@ pub struct KeyRecord {
     pub rotated_at: Option<DateTime<Utc>>,
     /// When it was revoked, if it was.
     pub revoked_at: Option<DateTime<Utc>>,
+    /// What it is limited to, with those that share its limits.
+    #[serde(skip)]
+    pub limits: Option<KeyLimits>,
+    /// What its family's runs have cost and hold, where that is limited.
+    #[serde(skip)]
+    pub spent: Option<UsdMicros>,
 }
 
 // Statements name their columns, never `*`: a column that a migration adds would change the form of those
 // that are prepared already.
 
+/// The columns that [`LimitsRow`] reads.
+macro_rules! limits_columns {
+    () => {
+        "key.limits_key_id, key.runs_per_minute AS key_runs_per_minute, \
+         key.polls_per_minute AS key_polls_per_minute, key.spend_max_usd_micros"
+    };
+}
+
 /// The columns that [`KeyRow`] reads, for `SELECT` and `RETURNING`.
 macro_rules! key_columns {
     () => {
-        "key.key_id, key.tenant_id, key.label, key.scopes, key.created_at, key.last_used_at, key.expires_at, \
-         key.rotated_at, key.revoked_at"
+        concat!(limits_columns!(), ", key.key_id, key.tenant_id, key.label, key.scopes, key.created_at, key.last_used_at, key.expires_at, \
+         key.rotated_at, key.revoked_at, coalesce(( \
+            SELECT root.spent_usd_micros FROM api_keys AS root WHERE root.key_id = key.limits_key_id), 0) \
+         AS spent_usd_micros")
     };
 }
 
@@ -89,13 +127,50 @@ struct KeyRow {
     rotated_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     revoked_at: Option<DateTime<Utc>>,
+    #[diesel(embed)]
+    limits: LimitsRow,
+    #[diesel(sql_type = BigInt)]
+    spent_usd_micros: i64,
+}
+
+#[derive(QueryableByName)]
+struct LimitsRow {
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    limits_key_id: Option<Uuid>,
+    #[diesel(sql_type = Integer)]
+    key_runs_per_minute: i32,
+    #[diesel(sql_type = Integer)]
+    key_polls_per_minute: i32,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    spend_max_usd_micros: Option<i64>,
+}
+
+impl LimitsRow {
+    fn limits(self) -> Result<Option<KeyLimits>, Error> {
+        let Some(root) = self.limits_key_id else { return Ok(None) };
+        Ok(Some(KeyLimits {
+            root: KeyId(root),
+            runs_per_minute: self.key_runs_per_minute,
+            polls_per_minute: self.key_polls_per_minute,
+            spend_max: self.spend_max_usd_micros.map(|micros| amount(root, micros)).transpose()?,
+        }))
+    }
+}
+
+fn amount(key_id: Uuid, micros: i64) -> Result<UsdMicros, Error> {
+    UsdMicros::new(micros)
+        .map_err(|bad| Error::Corrupt { table: "api_keys", detail: format!("key {key_id}: {bad}") })
 }
 
 impl TryFrom<KeyRow> for KeyRecord {
     type Error = Error;
 
     fn try_from(row: KeyRow) -> Result<Self, Error> {
+        let limits = row.limits.limits()?;
+        let spent = limits.as_ref().filter(|limits| limits.spend_max.is_some());
         Ok(Self {
+            spent: spent.map(|limits| amount(limits.root.0, row.spent_usd_micros)).transpose()?,
+            limits,
             key_id: KeyId(row.key_id),
             tenant_id: TenantId(row.tenant_id),
             label: row.label,
@@ -148,11 +223,19 @@ impl Store {
             tenant_status: String,
             #[diesel(embed)]
             plan: PlanRow,
+            #[diesel(embed)]
+            limits: LimitsRow,
+            #[diesel(sql_type = BigInt)]
+            month: i64,
         }
         const TEXT: &str = concat!(
             "-- find_caller\nSELECT key.tenant_id, key.key_id, key.scopes, key.expires_at, \
                 coalesce(key.last_used_at < now.at - interval '1 minute', true) AS untouched, \
-                tenant.status AS tenant_status, ",
+                tenant.status AS tenant_status, ( \
+                extract(year FROM now.at AT TIME ZONE 'UTC') * 12 + extract(month FROM now.at AT TIME ZONE 'UTC') \
+             )::bigint AS month, ",
+            limits_columns!(),
+            ", ",
             plan_columns!(),
             " FROM (SELECT statement_timestamp() + $1::bigint * interval '1 microsecond' AS at) AS now, \
                 api_keys AS key JOIN tenants AS tenant USING (tenant_id) \
@@ -171,6 +254,8 @@ impl Store {
                 key_expires_at: row.expires_at,
                 suspended: row.tenant_status != "ACTIVE",
                 plan: row.plan.try_into()?,
+                key_limits: row.limits.limits()?,
+                month: Month(row.month),
             };
             Ok((caller, row.untouched))
         })
@@ -201,7 +286,13 @@ impl Store {
         label: &str,
         digest: KeyDigest,
     ) -> Result<KeyRecord, Error> {
-        let key = NewKey { tenant_id, label: label.to_owned(), scopes: Scopes::All, expires_at: None };
+        let key = NewKey {
+            tenant_id,
+            label: label.to_owned(),
+            scopes: Scopes::All,
+            expires_at: None,
+            limits: NewLimits::Unlimited,
+        };
         let record = self.create_limited_key(&key, None, digest).await?;
         record.ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
     }
@@ -225,22 +316,55 @@ impl Store {
                 SELECT asks.expires_at FROM api_keys AS asks, now \
                 WHERE asks.key_id = $2::uuid AND asks.revoked_at IS NULL \
                     AND (asks.expires_at IS NULL OR asks.expires_at > now.at) FOR SHARE OF asks \
-             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
-             SELECT $3::uuid, $4::uuid, $5::text, $6::text[], $7::bytea, now.at, $8::timestamptz FROM now \
+             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at, \
+                limits_key_id, runs_per_minute, polls_per_minute, spend_max_usd_micros) \
+             SELECT $3::uuid, $4::uuid, $5::text, $6::text[], $7::bytea, now.at, $8::timestamptz, \
+                $9::uuid, $10::integer, $11::integer, $12::bigint FROM now \
              WHERE coalesce($8::timestamptz > now.at, true) AND ($2::uuid IS NULL OR EXISTS ( \
                 SELECT FROM asking WHERE asking.expires_at IS NULL OR $8::timestamptz <= asking.expires_at)) RETURNING ",
             key_columns!()
         );
+        let key_id = KeyId::new();
+        let limits = match &key.limits {
+            NewLimits::Unlimited => None,
+            NewLimits::Own { runs_per_minute, polls_per_minute, spend_max } => Some(KeyLimits {
+                root: key_id,
+                runs_per_minute: *runs_per_minute,
+                polls_per_minute: *polls_per_minute,
+                spend_max: *spend_max,
+            }),
+            NewLimits::Shared(limits) => Some(limits.clone()),
+        };
         let sql = Sql::new(TEXT)
             .bind(self.offset())
             .bind(by.map(|key| key.0))
-            .bind(KeyId::new().0)
+            .bind(key_id.0)
             .bind(key.tenant_id.0)
             .bind(key.label.as_str())
             .bind(scope_names(&key.scopes))
             .bind(digest.0.to_vec())
-            .bind(key.expires_at);
+            .bind(key.expires_at)
+            .bind(limits.as_ref().map(|limits| limits.root.0))
+            .bind(limits.as_ref().map_or(0, |limits| limits.runs_per_minute))
+            .bind(limits.as_ref().map_or(0, |limits| limits.polls_per_minute))
+            .bind(limits.and_then(|limits| limits.spend_max).map(UsdMicros::get));
         self.key("create_key", sql).await
+    }
+
+    /// What the runs of a root key's family have cost and hold.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn key_spent(&self, root: KeyId) -> Result<UsdMicros, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = BigInt)]
+            spent_usd_micros: i64,
+        }
+        let sql = Sql::new("-- key_spent\nSELECT spent_usd_micros FROM api_keys WHERE key_id = $1::uuid")
+            .bind(root.0);
+        let row: Option<Row> = self.row("key_spent", sql).await?;
+        row.map_or(Ok(UsdMicros::ZERO), |row| amount(root.0, row.spent_usd_micros))
     }
 
     /// All of a tenant's keys, oldest first.
@@ -319,7 +443,8 @@ impl Store {
                 WHERE asks.key_id = $2::uuid AND asks.revoked_at IS NULL \
                     AND (asks.expires_at IS NULL OR asks.expires_at > now.at) FOR NO KEY UPDATE OF asks \
              ), old AS ( \
-                SELECT key.key_id, key.tenant_id, key.label, key.scopes, key.expires_at FROM api_keys AS key, now \
+                SELECT key.key_id, key.tenant_id, key.label, key.scopes, key.expires_at, key.limits_key_id, \
+                    key.runs_per_minute, key.polls_per_minute, key.spend_max_usd_micros FROM api_keys AS key, now \
                 WHERE key.key_id = $3::uuid AND key.revoked_at IS NULL AND key.rotated_at IS NULL \
                     AND (key.expires_at IS NULL OR key.expires_at > now.at) \
                     AND ($2::uuid IS NULL OR EXISTS ( \
@@ -329,8 +454,10 @@ impl Store {
                 UPDATE api_keys AS key SET rotated_at = now.at, \
                     expires_at = least(key.expires_at, now.at + $4::bigint * interval '1 microsecond') \
                 FROM old, now WHERE key.key_id = old.key_id \
-             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at) \
-             SELECT $5::uuid, old.tenant_id, old.label, old.scopes, $6::bytea, now.at, old.expires_at FROM old, now \
+             ) INSERT INTO api_keys AS key (key_id, tenant_id, label, scopes, key_sha256, created_at, expires_at, \
+                limits_key_id, runs_per_minute, polls_per_minute, spend_max_usd_micros) \
+             SELECT $5::uuid, old.tenant_id, old.label, old.scopes, $6::bytea, now.at, old.expires_at, \
+                old.limits_key_id, old.runs_per_minute, old.polls_per_minute, old.spend_max_usd_micros FROM old, now \
              RETURNING ",
             key_columns!()
         );

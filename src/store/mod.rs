@@ -44,10 +44,10 @@ use crate::telemetry;
 
 pub use self::{
     audit::{Books, Finding, RunCharge, RunRange},
-    books::{Balance, Deposit, LockedBooks, OpenHold},
+    books::{Balance, Deposit, LockedBooks, MonthBooks, OpenHold},
     due::{DueClaim, DueExpiry, DueLease, DuePurge, DueSend},
     error::Error,
-    keys::{KeyRecord, NewKey},
+    keys::{KeyRecord, NewKey, NewLimits},
     lists::{Entry, RunFilter, RunPlace},
     migrate::{SchemaState, migrate, schema_listing, schema_state},
     runs::{Ending, Guard, NewRun, Submitted},

@@ -28,7 +28,7 @@ pub(super) enum Bind {
     Uuids(Vec<Uuid>),
     Text(Option<String>),
     Texts(Option<Vec<String>>),
-    BigInt(i64),
+    BigInt(Option<i64>),
     Integer(i32),
     Bytes(Vec<u8>),
     Json(serde_json::Value),
@@ -54,7 +54,8 @@ bind_from! {
     String => |value| Self::Text(Some(value));
     Option<String> => |value| Self::Text(value);
     Option<Vec<String>> => |value| Self::Texts(value);
-    i64 => |value| Self::BigInt(value);
+    i64 => |value| Self::BigInt(Some(value));
+    Option<i64> => |value| Self::BigInt(value);
     i32 => |value| Self::Integer(value);
     Vec<u8> => |value| Self::Bytes(value);
     serde_json::Value => |value| Self::Json(value);
@@ -108,7 +109,7 @@ fn push<'b>(out: &mut AstPass<'_, 'b, Pg>, bind: &'b Bind) -> QueryResult<()> {
         Bind::Uuids(values) => out.push_bind_param::<Array<SqlUuid>, _>(values),
         Bind::Text(value) => out.push_bind_param::<Nullable<Text>, _>(value),
         Bind::Texts(values) => out.push_bind_param::<Nullable<Array<Text>>, _>(values),
-        Bind::BigInt(value) => out.push_bind_param::<BigInt, _>(value),
+        Bind::BigInt(value) => out.push_bind_param::<Nullable<BigInt>, _>(value),
         Bind::Integer(value) => out.push_bind_param::<Integer, _>(value),
         Bind::Bytes(value) => out.push_bind_param::<Bytea, _>(value),
         Bind::Json(value) => out.push_bind_param::<Json, _>(value),

@@ -1,7 +1,7 @@
 --[[
   Follows the ledger: ends a run's hold, keeps what was charged and returns the rest.
 
-  KEYS    as in reserve-4.lua
+  KEYS    as the first four in reserve-6.lua
   ARGV[1] run id      ARGV[2] micros charged, negated ("0" for nothing)
   Reply   {"settled"} | {"gone"}
   Again   A second call finds no hold, changes nothing and replies "gone". So does a call that comes

@@ -19,7 +19,7 @@ WITH lock AS MATERIALIZED (
         AND run.finalize_stage IS NOT DISTINCT FROM $11::text
         AND ($12::uuid IS NULL OR run.finalize_token = $12::uuid)
         AND ($13::timestamptz IS NULL OR run.lease_expires_at = $13::timestamptz)
-    RETURNING run.run_id, run.tenant_id, run.reserved_usd_micros, run.actual_cost_usd_micros, run.completed_at
+    RETURNING run.run_id, run.tenant_id, run.key_id, run.reserved_usd_micros, run.actual_cost_usd_micros, run.completed_at
 ), charge AS (
     INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros, run_id, created_at)
     SELECT tenant_id, 'charge', 'held', 'revenue', actual_cost_usd_micros, run_id, completed_at
@@ -28,5 +28,10 @@ WITH lock AS MATERIALIZED (
     INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros, run_id, created_at)
     SELECT tenant_id, 'release', 'held', 'available', reserved_usd_micros - actual_cost_usd_micros, run_id, completed_at
     FROM run WHERE reserved_usd_micros > actual_cost_usd_micros
+), spend AS (
+    UPDATE api_keys AS root
+    SET spent_usd_micros = root.spent_usd_micros - (run.reserved_usd_micros - run.actual_cost_usd_micros)
+    FROM run JOIN api_keys AS key USING (key_id)
+    WHERE root.key_id = key.limits_key_id AND root.spend_max_usd_micros IS NOT NULL
 )
 SELECT run_id FROM run

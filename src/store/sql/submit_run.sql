@@ -20,6 +20,12 @@ WITH gate AS MATERIALIZED (
 ), hold AS (
     INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros, run_id, created_at)
     SELECT tenant_id, 'hold', 'available', 'held', reserved_usd_micros, run_id, created_at FROM run
+), spend AS (
+    -- Of a key that may spend so much and no more. api_keys_spent_check refuses the whole statement where it
+    -- would be passed; the row's lock lets one submit of such a key in at a time.
+    UPDATE api_keys AS root SET spent_usd_micros = root.spent_usd_micros + run.reserved_usd_micros
+    FROM run JOIN api_keys AS key USING (key_id)
+    WHERE root.key_id = key.limits_key_id AND root.spend_max_usd_micros IS NOT NULL
 )
 SELECT (SELECT count(*) FROM gate) AS admitted, run.created_at
 FROM (SELECT 1) AS one LEFT JOIN run ON true

@@ -2,6 +2,7 @@
 
 mod edge;
 mod keys;
+mod limits;
 mod lists;
 mod past;
 mod usage;

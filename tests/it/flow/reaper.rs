@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use dpp::{
-    domain::run::Cas,
+    budget::Ask,
+    domain::{limit::GateLimits, run::Cas},
     flow::{
         crash::{CrashPoint, Fault},
         finish, take,
@@ -336,7 +337,15 @@ async fn a_run_that_has_ended_is_never_held_a_second_time() {
     rebuild.raise_epoch().await.unwrap();
     let run_id = dpp::domain::id::RunId::new();
     let amount = "1".parse().unwrap();
-    let held = app.cx.budget.reserve(tenant.id, run_id, amount, &fingerprint, payload).await.unwrap();
+    let ask = Ask {
+        tenant_id: tenant.id,
+        run_id,
+        amount,
+        key_fingerprint: &fingerprint,
+        payload,
+        limits: GateLimits::default(),
+    };
+    let held = app.cx.budget.reserve(ask).await.unwrap();
     assert!(matches!(held, dpp::budget::Reserve::Held { .. }));
     let slower = app.post(&tenant, "same", &body);
     let meanwhile = async {

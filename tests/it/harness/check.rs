@@ -11,6 +11,7 @@ use super::TestApp;
 pub async fn promises(app: &TestApp) {
     ledger(app).await;
     each_run(app).await;
+    keys(app).await;
     gate(app).await;
     receipts(app).await;
     let audit = dpp::flow::audit::audit(&app.cx, true).await.unwrap();
@@ -72,6 +73,24 @@ async fn each_run(app: &TestApp) {
             expected.push(format!("release {}", reserved - cost));
         }
         assert_eq!(booked, expected.join(","), "P3 for {row:?}");
+    }
+}
+
+/// P10 for keys that may spend so much and no more: what they say is what their families' runs cost and hold.
+async fn keys(app: &TestApp) {
+    let rows = app
+        .place
+        .sql(
+            "SELECT root.spent_usd_micros, root.spend_max_usd_micros, (
+                SELECT coalesce(sum(coalesce(run.actual_cost_usd_micros, run.reserved_usd_micros)), 0)
+                FROM api_keys AS key JOIN runs AS run USING (key_id) WHERE key.limits_key_id = root.key_id)
+             FROM api_keys AS root WHERE root.spend_max_usd_micros IS NOT NULL AND root.key_id = root.limits_key_id",
+        )
+        .await;
+    for row in rows {
+        let number = |column: usize| row[column].as_deref().unwrap().parse::<i64>().unwrap();
+        assert_eq!(number(0), number(2), "what a key has spent: {row:?}");
+        assert!(number(0) <= number(1), "more than a key may spend: {row:?}");
     }
 }
 
