@@ -20,12 +20,12 @@ for at = 1, 2 do
     redis.call('ZREMRANGEBYSCORE', KEYS[at], '(' .. now_ms, '+inf')  -- the clock went back
     local count = redis.call('ZCARD', KEYS[at])
     local first = redis.call('ZRANGE', KEYS[at], 0, 0, 'WITHSCORES')[2]
-    local more_ms = tostring((first or now_ms) + ARGV[3] - now_ms)
+    local more_ms = (first or now_ms) + ARGV[3] - now_ms
     if count >= limit then
       return {at == 1 and 'limited' or 'key-limited', more_ms}
     end
     windows[at] = true
-    figures[2 * at - 1] = tostring(limit - count - 1)
+    figures[2 * at - 1] = limit - count - 1
     figures[2 * at] = more_ms
   end
 end

@@ -61,8 +61,8 @@ for at = 1, 2 do
 end
 local function left(taken)
   for at, window in pairs(windows) do
-    figures[2 * at - 1] = tostring(math.max(window.limit - window.count - taken, 0))
-    figures[2 * at] = tostring(window.more_ms)
+    figures[2 * at - 1] = math.max(window.limit - window.count - taken, 0)
+    figures[2 * at] = window.more_ms
   end
   return unpack(figures)
 end
@@ -76,10 +76,10 @@ if prior then
   return {'mismatch'}
 end
 if windows[1] and windows[1].count >= windows[1].limit then
-  return {'limited', tostring(windows[1].more_ms)}
+  return {'limited', windows[1].more_ms}
 end
 if windows[2] and windows[2].count >= windows[2].limit then
-  return {'key-limited', tostring(windows[2].more_ms)}
+  return {'key-limited', windows[2].more_ms}
 end
 if tonumber(ARGV[10]) > 0 and redis.call('HLEN', KEYS[2]) >= tonumber(ARGV[10]) then
   return {'crowded'}

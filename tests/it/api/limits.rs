@@ -15,24 +15,9 @@ use serde_json::{Value, json};
 use super::is_problem;
 use crate::harness::{Answer, Tenant, TestApp, decision, until};
 
-/// Gives a tenant a plan of its own: unlimited, but for `limits` ("runs_per_minute = 3, …").
-async fn limit(app: &TestApp, tenant: &Tenant, limits: &str) {
-    let plan = format!("of-{}", tenant.id);
-    app.place
-        .sql(&format!(
-            "INSERT INTO plans (plan, run_cost_max_usd_micros, runs_per_minute, polls_per_minute, concurrent_runs_max,
-                monthly_spend_max_usd_micros, timebox_secs_max, retention_days)
-             VALUES ('{plan}', 0, 0, 0, 0, 0, 3600, 90) ON CONFLICT DO NOTHING;
-             UPDATE plans SET {limits} WHERE plan = '{plan}';
-             UPDATE tenant_plans SET plan = '{plan}' WHERE tenant_id = '{}' AND ended_at IS NULL",
-            tenant.id
-        ))
-        .await;
-}
-
 async fn limited(app: &TestApp, deposit_usd: &str, limits: &str) -> Tenant {
     let tenant = app.tenant(deposit_usd).await;
-    limit(app, &tenant, limits).await;
+    app.limit(&tenant, limits).await;
     tenant
 }
 
@@ -411,7 +396,7 @@ async fn a_plan_that_changes_is_felt_within_seconds() {
     let tenant = limited(&app, "100", "concurrent_runs_max = 1").await;
     app.submit(&tenant, "one", "1").await;
     is_problem(&app.post(&tenant, "two", &decision("1")).await, 429, "too-many-concurrent-runs");
-    limit(&app, &tenant, "concurrent_runs_max = 2").await;
+    app.limit(&tenant, "concurrent_runs_max = 2").await;
     until("the plan is known", async || app.post(&tenant, "two", &decision("1")).await.status == 202).await;
     app.finish().await;
 }

@@ -20,11 +20,13 @@ use dpp::{
         api_key::ApiKey,
         id::{RunId, TenantId},
         money::UsdMicros,
+        scope::Scopes,
     },
     flow::{self, Ctx, Detached, Tally, deposit},
     pack::Registry,
     reaper::Pass,
     role::parts,
+    store::{NewKey, NewLimits},
     worker,
 };
 use serde_json::{Value, json};
@@ -169,6 +171,31 @@ impl TestApp {
     pub async fn key_of(&self, tenant_id: TenantId) -> Tenant {
         let key = ApiKey::generate();
         self.cx.store.create_key(tenant_id, "test", key.digest()).await.unwrap();
+        Tenant { id: tenant_id, key: key.reveal().to_owned() }
+    }
+
+    /// Gives a tenant a plan of its own: unlimited, but for `limits` ("runs_per_minute = 3, …").
+    pub async fn limit(&self, tenant: &Tenant, limits: &str) {
+        let plan = format!("of-{}", tenant.id);
+        self.place
+            .sql(&format!(
+                "INSERT INTO plans (plan, run_cost_max_usd_micros, runs_per_minute, polls_per_minute, concurrent_runs_max,
+                    monthly_spend_max_usd_micros, timebox_secs_max, retention_days)
+                 VALUES ('{plan}', 0, 0, 0, 0, 0, 3600, 90) ON CONFLICT DO NOTHING;
+                 UPDATE plans SET {limits} WHERE plan = '{plan}';
+                 UPDATE tenant_plans SET plan = '{plan}' WHERE tenant_id = '{}' AND ended_at IS NULL",
+                tenant.id
+            ))
+            .await;
+    }
+
+    /// The tenant with a key that may spend so much.
+    pub async fn limited_key_of(&self, tenant_id: TenantId, spend_max: UsdMicros) -> Tenant {
+        let key = ApiKey::generate();
+        let limits = NewLimits::Own { runs_per_minute: 0, polls_per_minute: 0, spend_max: Some(spend_max) };
+        let new =
+            NewKey { tenant_id, label: "test".to_owned(), scopes: Scopes::All, expires_at: None, limits };
+        self.cx.store.create_limited_key(&new, None, key.digest()).await.unwrap().unwrap();
         Tenant { id: tenant_id, key: key.reveal().to_owned() }
     }
 

@@ -26,7 +26,7 @@ fn a_hold_of_an_ended_epoch_is_not_inserted() {
 
 #[test]
 fn an_old_snapshot_of_redis_admits_nothing() {
-    // The same, without the server's identity in `reserve-4.lua`: the epoch is still the current one.
+    // The same, without the server's identity in `reserve-6.lua`: the epoch is still the current one.
     run(&[
         Step::SaveRedis,
         Step::Submit(submit(1, 0, Job::Decision, 2)),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::step::{CAPS, Job, Order, Submit, TENANTS, name};
+use super::step::{CAPS, Job, KEY_MAX, MONTH_MAX, OPEN_MAX, Order, Submit, TENANTS, name};
 use crate::harness::Answer;
 
 /// `MAX_ATTEMPTS` of the simulation: few, so that runs are given up.
@@ -67,6 +67,10 @@ pub struct Books {
     pub charged: i64,
     pub open: i64,
     pub cost: i64,
+    /// What this month's runs have cost and open ones hold.
+    pub of_month: i64,
+    /// The most that the runs of one of its keys have cost and hold.
+    pub of_keys: i64,
     pub gate: Option<Gate>,
 }
 
@@ -216,15 +220,23 @@ impl Model {
                 let Some((.., ended_at)) = &run.ended else { panic!("410 for an open run: {run:?}") };
                 assert!(self.clock - ended_at >= RETENTION_SECS - REAL_SECS_MAX, "410 too early: {run:?}");
             }
-            (422, "budget-exceeded") => {
+            (422, "budget-exceeded") | (429, "too-many-concurrent-runs" | "spend-limit-exceeded") => {
                 self.refused(submit);
                 // A rival of the same moment may have come after it; a copy would have shared its hold.
                 let rival =
                     |run: &RunRow| !self.runs.contains_key(&run.run_id) && run.order != Some(name(order));
                 assert!(there.is_none_or(rival), "P6: a known key is answered: {there:?}");
-                let available = now.books[submit.tenant].available;
-                let exact = available < CAPS[submit.cap] || self.evicted[submit.tenant];
-                assert!(exact, "P10: {submit:?} refused with {available} micros available");
+                let (tenant, cap, books) = (submit.tenant, CAPS[submit.cap], &now.books[submit.tenant]);
+                let open = now.runs.iter().filter(|run| run.tenant == tenant && run.cost.is_none()).count();
+                let exact = match answer.body["limit"].as_str() {
+                    None => books.available < cap,
+                    Some("concurrent_runs_max") => open >= OPEN_MAX[tenant],
+                    Some("monthly_spend_max_usd") => books.of_month + cap > MONTH_MAX[tenant],
+                    Some("max_spend_usd") => KEY_MAX[tenant].is_some_and(|max| books.of_keys + cap > max),
+                    other => panic!("{other:?}: {answer:?}"),
+                };
+                let exact = exact || self.evicted[tenant];
+                assert!(exact, "P10: {submit:?} refused with {open} open runs and {books:?}: {answer:?}");
             }
             (403, "tenant-suspended") => {
                 self.refused(submit);
@@ -421,6 +433,11 @@ impl Model {
         let Books { deposited, available, held, charged, open, cost, .. } = *books;
         assert!(available >= 0 && held >= 0, "P2: tenant {tenant} has overspent: {books:?}");
         assert_eq!((held, charged), (open, cost), "P1: the ledger and the runs differ: {books:?}");
+        let runs = now.runs.iter().filter(|run| run.tenant == tenant && run.cost.is_none()).count();
+        // A gate that has lost holds counts fewer than are open.
+        assert!(runs <= OPEN_MAX[tenant] || self.ever_evicted[tenant], "{runs} runs are open");
+        assert!(books.of_month <= MONTH_MAX[tenant], "the month costs more than it may: {books:?}");
+        assert!(KEY_MAX[tenant].is_none_or(|max| books.of_keys <= max), "a key has overspent: {books:?}");
         assert_eq!(deposited, available + held + charged, "P1: {books:?}");
         let booked: i64 =
             self.booked.iter().filter(|((of, _), _)| *of == tenant).map(|(_, amount)| amount).sum();

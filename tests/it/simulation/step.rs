@@ -12,6 +12,11 @@ use serde_json::{Value, json};
 use crate::harness::{decision, script::scripted, wire::Fault as WireFault};
 
 pub const TENANTS: usize = 2;
+/// How many runs of a tenant may be open, and what its month may cost, in micros: the second's plan says so.
+pub const OPEN_MAX: [usize; TENANTS] = [usize::MAX, 4];
+pub const MONTH_MAX: [i64; TENANTS] = [i64::MAX, 4_000_000];
+/// What each key of a tenant may spend, in micros: the first's are limited.
+pub const KEY_MAX: [Option<i64>; TENANTS] = [Some(4_000_000), None];
 /// What runs may cost, in micros.
 pub const CAPS: [i64; 4] = [12_000, 500_000, 1_000_000, 2_000_000];
 /// Idempotency keys of one tenant.

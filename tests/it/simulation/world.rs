@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     model::{ATTEMPTS_MAX, Books, Gate, Model, Observation, QUEUE_TTL_SECS, RunRow},
-    step::{Ends, Outage, Step, Submit, TENANTS, usd},
+    step::{Ends, KEY_MAX, MONTH_MAX, OPEN_MAX, Outage, Step, Submit, TENANTS, usd},
 };
 use crate::harness::{
     PATIENCE, Tenant, TestApp, check,
@@ -153,7 +153,11 @@ impl World {
         ]);
         let app = TestApp::on(place.clone(), &[]);
         app.script.go_on();
-        let tenants = vec![app.tenant("3").await, app.tenant("1.5").await];
+        let mut tenants = vec![app.tenant("3").await, app.tenant("1.5").await];
+        tenants[0] = app.limited_key_of(tenants[0].id, micros(KEY_MAX[0].unwrap())).await;
+        let limits =
+            format!("concurrent_runs_max = {}, monthly_spend_max_usd_micros = {}", OPEN_MAX[1], MONTH_MAX[1]);
+        app.limit(&tenants[1], &limits).await;
         let mut model = Model::default();
         model.deposits(0, "first", 3_000_000);
         model.deposits(1, "first", 1_500_000);
@@ -341,7 +345,10 @@ impl World {
 
     async fn revoke(&self, tenant: usize) {
         let old = self.tenant(tenant);
-        let new = self.app().key_of(old.id).await;
+        let new = match KEY_MAX[tenant] {
+            Some(max) => self.app().limited_key_of(old.id, micros(max)).await,
+            None => self.app().key_of(old.id).await,
+        };
         let cx = self.cx();
         for key in cx.store.keys(old.id).await.unwrap().into_iter().rev().skip(1) {
             cx.store.revoke_key(key.key_id).await.unwrap().unwrap();
@@ -822,7 +829,8 @@ impl World {
                 ask.query_async(&mut self.redis.clone()).await.unwrap();
             gates.push(gate);
         }
-        for message in self.sql.simple_query(OBSERVE).await.unwrap() {
+        let observe = OBSERVE.replace("{clock}", &self.model.borrow().clock.to_string());
+        for message in self.sql.simple_query(&observe).await.unwrap() {
             let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
             let text = |column: usize| row.get(column).map(str::to_owned);
             let amount = |column: usize| row.get(column).map(|text| text.parse::<i64>().unwrap());
@@ -856,6 +864,8 @@ impl World {
                         charged: sum(7),
                         open: sum(8),
                         cost: sum(9),
+                        of_month: sum(10),
+                        of_keys: sum(11),
                         gate: available.filter(|_| known).map(|available| Gate { available, holds }),
                     };
                 }
@@ -944,7 +954,13 @@ SELECT 'books', tenant.tenant_id, budget_epoch, status,
     (SELECT sum(amount_usd_micros) FROM ledger_transfers AS entry
      WHERE entry.tenant_id = tenant.tenant_id AND credit_account = 'revenue'),
     (SELECT sum(reserved_usd_micros) FROM runs WHERE runs.tenant_id = tenant.tenant_id AND completed_at IS NULL),
-    (SELECT sum(actual_cost_usd_micros) FROM runs WHERE runs.tenant_id = tenant.tenant_id)
+    (SELECT sum(actual_cost_usd_micros) FROM runs WHERE runs.tenant_id = tenant.tenant_id),
+    (SELECT sum(coalesce(actual_cost_usd_micros, reserved_usd_micros)) FROM runs
+     WHERE runs.tenant_id = tenant.tenant_id AND (completed_at IS NULL
+        OR completed_at >= date_trunc('month', now() + {clock} * interval '1 second', 'UTC'))),
+    (SELECT max(spent) FROM (
+        SELECT sum(coalesce(actual_cost_usd_micros, reserved_usd_micros)) AS spent
+        FROM runs WHERE runs.tenant_id = tenant.tenant_id GROUP BY key_id) AS key)
 FROM tenants AS tenant;
 SELECT 'deposit', tenant_id, reference, amount_usd_micros FROM ledger_transfers WHERE kind = 'deposit';
 COMMIT";
