@@ -15,6 +15,7 @@ pub mod problem;
 mod query;
 mod routes;
 mod runs;
+mod shape;
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 

@@ -6,8 +6,9 @@
 use std::fmt;
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::shape::{More, ProblemBody, WrongField};
 use crate::{
     domain::plan::PlanRefusal,
     flow::{
@@ -90,7 +91,7 @@ pub struct Problem {
     /// Which fields were wrong.
     pub errors: Vec<FieldError>,
     /// Further members.
-    pub extra: Map<String, Value>,
+    pub more: More,
 }
 
 /// When to come back after a 503, in seconds.
@@ -99,7 +100,7 @@ pub const RETRY_AFTER_SECS: u32 = 1;
 impl Problem {
     /// A problem of this kind.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), extra: Map::new() }
+        Self { kind, detail: detail.into(), errors: Vec::new(), more: More::default() }
     }
 
     /// A malformed request, with the fields that are wrong.
@@ -173,8 +174,8 @@ impl Problem {
                     Kind::BudgetExceeded,
                     format!("${requested} was asked for and ${available} is available."),
                 );
-                problem.extra.insert("available_usd".to_owned(), json!(available));
-                problem.extra.insert("requested_usd".to_owned(), json!(requested));
+                problem.more.available_usd = Some(available.into());
+                problem.more.requested_usd = Some(requested.into());
                 problem
             }
         }
@@ -208,18 +209,16 @@ impl Problem {
 
     /// The body, for one request.
     pub fn body(&self, public_url: &str, instance: &str, trace_id: impl fmt::Display) -> Value {
-        let mut body = Map::new();
-        body.insert("type".to_owned(), json!(format!("{public_url}/errors/{}", self.kind.slug())));
-        body.insert("title".to_owned(), json!(self.kind.title()));
-        body.insert("status".to_owned(), json!(self.kind.status().as_u16()));
-        body.insert("detail".to_owned(), json!(self.detail));
-        body.insert("instance".to_owned(), json!(instance));
-        body.insert("trace_id".to_owned(), json!(trace_id.to_string()));
-        if !self.errors.is_empty() {
-            body.insert("errors".to_owned(), json!(self.errors));
-        }
-        body.extend(self.extra.clone());
-        Value::Object(body)
+        json!(ProblemBody {
+            type_uri: format!("{public_url}/errors/{}", self.kind.slug()),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: &self.detail,
+            instance,
+            trace_id: trace_id.to_string(),
+            errors: self.errors.iter().map(WrongField::from).collect(),
+            more: &self.more,
+        })
     }
 
     /// The problem of an answer that actix made by itself.
