@@ -160,7 +160,7 @@ pub struct Page<T> {
     /// Newest first.
     pub data: Vec<T>,
     /// Send it back as `cursor` for the page that follows; null on the last one.
-    #[schema(required)]
+    #[schema(required, examples("c0ffee"))]
     pub next_cursor: Option<String>,
 }
 
@@ -486,7 +486,10 @@ pub struct NewKey {
     #[serde(flatten)]
     pub record: Key,
     /// The secret: send it as `Authorization: Bearer …`.
-    #[schema(pattern = "^dpp_live_[0-9A-Za-z]{32}_[0-9a-f]{8}$")]
+    #[schema(
+        pattern = "^dpp_live_[0-9A-Za-z]{32}_[0-9a-f]{8}$",
+        examples("dpp_live_0123456789abcdefghijABCDEFGHIJ01_0123abcd")
+    )]
     pub key: String,
 }
 
