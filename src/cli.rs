@@ -77,6 +77,8 @@ enum Command {
         #[command(flatten)]
         form: Form,
     },
+    /// Prints the OpenAPI 3.1 document of the API.
+    Openapi,
     /// Prints the catalogue of the migrated database, for src/store/schema.txt.
     #[command(hide = true)]
     Schema,
@@ -282,6 +284,7 @@ impl Command {
         let settings = Settings::load();
         match self {
             Self::Doctor { form } => admin::doctor(settings, form.into()).await,
+            Self::Openapi => admin::print_openapi(),
             #[cfg(feature = "dev")]
             Self::Dev(args) => {
                 let wishes = role::dev::Wishes {
@@ -322,7 +325,7 @@ impl Command {
             Self::Schema => admin::print_schema(settings).await,
             #[cfg(feature = "dev")]
             Self::Dev(_) => Ok(false),
-            Self::Doctor { .. } => Ok(false),
+            Self::Doctor { .. } | Self::Openapi => Ok(false),
         }
     }
 }

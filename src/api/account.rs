@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
-use serde_json::{Value, json};
 
 use super::{
     App,
@@ -12,6 +11,7 @@ use super::{
     page::List,
     problem::{Kind, Problem},
     query::{Query, wrong},
+    shape,
 };
 use crate::{
     domain::money::UsdMicros,
@@ -19,7 +19,7 @@ use crate::{
         self, budget, list,
         usage::{self, BadRange, DAYS_MAX, Usage},
     },
-    store::{Entry, UsageRow},
+    store::UsageRow,
 };
 
 /// `GET /v1/budget`
@@ -35,25 +35,16 @@ pub async fn budget(
     let read = app.detached.run(async move { budget::read(&cx, tenant_id, root).await }).await;
     let read =
         read.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
-    let key = limits.map(|limits| {
-        json!({
-            "limits_key_id": limits.root,
-            "runs_per_minute": Some(limits.runs_per_minute).filter(|max| *max > 0),
-            "polls_per_minute": Some(limits.polls_per_minute).filter(|max| *max > 0),
-            "max_spend_usd": limits.spend_max,
-            "spent_usd": read.key_spent.filter(|_| limits.spend_max.is_some()),
-        })
-    });
-    Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(json!({
-        "tenant_id": tenant_id,
-        "deposited_usd": read.balance.deposited,
-        "available_usd": read.balance.available,
-        "held_usd": read.balance.held,
-        "charged_usd": read.balance.charged,
-        "charged_this_month_usd": read.month.charged,
-        "plan": caller.plan,
-        "key": key,
-    })))
+    Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(shape::Budget {
+        tenant_id: tenant_id.0,
+        deposited_usd: read.balance.deposited.into(),
+        available_usd: read.balance.available.into(),
+        held_usd: read.balance.held.into(),
+        charged_usd: read.balance.charged.into(),
+        charged_this_month_usd: read.month.charged.into(),
+        plan: caller.plan.into(),
+        key: shape::KeyLimits::of(limits.as_ref(), read.key_spent),
+    }))
 }
 
 /// `GET /v1/usage`
@@ -72,7 +63,7 @@ pub async fn usage(
         usage.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
     match usage {
         Ok(usage) => {
-            let body = usage_json(&usage).ok_or_else(|| {
+            let body = usage_shape(&usage).ok_or_else(|| {
                 tracing::error!(%trace_id, %tenant_id, "usage above the largest amount");
                 Problem::new(Kind::Internal, "The request could not be completed.")
             })?;
@@ -101,19 +92,7 @@ pub async fn ledger(
     let page =
         page.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
     let next = page.rows.last().filter(|_| page.more).map(|entry| entry.transfer_id.to_be_bytes());
-    let entry = |entry: &Entry| {
-        json!({
-            "kind": entry.kind,
-            "debit": entry.debit_account,
-            "credit": entry.credit_account,
-            "amount_usd": entry.amount,
-            "run_id": entry.run_id,
-            "reference": entry.reference,
-            "created_at": entry.created_at,
-            "available_usd": entry.available,
-        })
-    };
-    let data = page.rows.iter().map(entry).collect();
+    let data = page.rows.iter().map(shape::Entry::from).collect();
     Ok(list.answer(&app, &request, data, next.as_ref().map(<[u8; 8]>::as_slice)))
 }
 
@@ -131,34 +110,30 @@ impl Sum {
         Some(Self { runs, charged: self.charged.checked_add(row.charged)? })
     }
 
-    /// Under the member `name` what it is the sum of.
-    fn json(self, name: &str, of: impl serde::Serialize) -> Value {
-        json!({ name: of, "runs": self.runs, "charged_usd": self.charged })
+    fn shape(self) -> shape::Sum {
+        shape::Sum { runs: self.runs, charged_usd: self.charged.into() }
     }
 }
 
-fn usage_json(usage: &Usage) -> Option<Value> {
+fn usage_shape(usage: &Usage) -> Option<shape::Usage> {
     let mut total = Sum::default();
     let mut packs = BTreeMap::<_, Sum>::new();
-    let mut days = BTreeMap::<_, (Sum, Vec<Value>)>::new();
+    let mut days = BTreeMap::<_, (Sum, Vec<shape::PackUsage>)>::new();
+    let pack_usage = |pack: &String, sum: Sum| shape::PackUsage { pack_type: pack.clone(), sum: sum.shape() };
     for row in &usage.rows {
         total = total.add(row)?;
         let pack = packs.entry(&row.pack_type).or_default();
         *pack = pack.add(row)?;
         let (sum, of_packs) = days.entry(row.date).or_default();
         *sum = sum.add(row)?;
-        of_packs.push(Sum::default().add(row)?.json("pack_type", &row.pack_type));
+        of_packs.push(pack_usage(&row.pack_type, Sum::default().add(row)?));
     }
-    let days = days.into_iter().map(|(date, (sum, of_packs))| {
-        let mut day = sum.json("date", date);
-        day["packs"] = Value::Array(of_packs);
-        day
-    });
-    Some(json!({
-        "start_date": usage.first,
-        "end_date": usage.last,
-        "total": { "runs": total.runs, "charged_usd": total.charged },
-        "packs": packs.into_iter().map(|(pack, sum)| sum.json("pack_type", pack)).collect::<Vec<_>>(),
-        "days": days.collect::<Vec<_>>(),
-    }))
+    let day_usage = |(date, (sum, packs)): (_, (Sum, _))| shape::DayUsage { date, sum: sum.shape(), packs };
+    Some(shape::Usage {
+        start_date: usage.first,
+        end_date: usage.last,
+        total: total.shape(),
+        packs: packs.into_iter().map(|(pack, sum)| pack_usage(pack, sum)).collect(),
+        days: days.into_iter().map(day_usage).collect(),
+    })
 }

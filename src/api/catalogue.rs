@@ -4,18 +4,18 @@ use actix_web::{
     HttpResponse,
     web::{self, Data},
 };
-use serde_json::json;
 
 use super::{
     App,
     extract::{AnyKey, Caller},
     problem::{Kind, Problem},
+    shape,
 };
 
 /// `GET /v1/packs`
 pub async fn packs(app: Data<App>, _: Caller<AnyKey>) -> HttpResponse {
-    let terms: Vec<_> = app.cx.packs.iter().map(|pack| pack.terms().clone()).collect();
-    HttpResponse::Ok().json(json!({ "data": terms }))
+    let data: Vec<shape::Pack<'_>> = app.cx.packs.iter().map(|pack| pack.terms().into()).collect();
+    HttpResponse::Ok().json(shape::All { data })
 }
 
 /// `GET /v1/packs/{pack_type}`
@@ -25,7 +25,7 @@ pub async fn pack(
     pack_type: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
     match app.cx.packs.find(&pack_type) {
-        Some(pack) => Ok(HttpResponse::Ok().json(pack.terms())),
+        Some(pack) => Ok(HttpResponse::Ok().json(shape::Pack::from(pack.terms()))),
         None => Err(Problem::new(Kind::NotFound, "There is no such pack.")),
     }
 }

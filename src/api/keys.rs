@@ -8,7 +8,7 @@ use actix_web::{
     web::{self, Data},
 };
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     page::List,
     problem::{Kind, Problem},
     query::Query,
+    shape,
 };
 use crate::{
     domain::{
@@ -31,7 +32,7 @@ use crate::{
         list,
     },
     pack::FieldError,
-    store::{KeyRecord, NewKey, NewLimits},
+    store::{NewKey, NewLimits},
 };
 
 const LABEL_CHARS_MAX: usize = 200;
@@ -123,7 +124,7 @@ pub async fn list(
     let next = page.rows.last().filter(|_| page.more).map(|key| {
         [key.created_at.timestamp_micros().to_be_bytes().as_slice(), key.key_id.0.as_bytes()].concat()
     });
-    Ok(list.answer(&app, &request, page.rows.iter().map(key_json).collect(), next.as_deref()))
+    Ok(list.answer(&app, &request, page.rows.iter().map(shape::Key::from).collect(), next.as_deref()))
 }
 
 fn key_place(bytes: &[u8]) -> Option<(DateTime<Utc>, KeyId)> {
@@ -132,30 +133,10 @@ fn key_place(bytes: &[u8]) -> Option<(DateTime<Utc>, KeyId)> {
     Some((created_at, KeyId(Uuid::from_slice(key_id).ok()?)))
 }
 
-fn key_json(key: &KeyRecord) -> Value {
-    let limits = key.limits.as_ref();
-    json!({
-        "key_id": key.key_id,
-        "label": key.label,
-        "scopes": key.scopes,
-        "created_at": key.created_at,
-        "last_used_at": key.last_used_at,
-        "expires_at": key.expires_at,
-        "rotated_at": key.rotated_at,
-        "revoked_at": key.revoked_at,
-        "limits_key_id": limits.map(|limits| limits.root),
-        "runs_per_minute": limits.map(|limits| limits.runs_per_minute).filter(|max| *max > 0),
-        "polls_per_minute": limits.map(|limits| limits.polls_per_minute).filter(|max| *max > 0),
-        "max_spend_usd": limits.and_then(|limits| limits.spend_max),
-        "spent_usd": key.spent,
-    })
-}
-
 fn show_made(made: Made) -> Result<HttpResponse, Problem> {
     match made {
         Made::Key(record, secret) => {
-            let mut body = key_json(&record);
-            body["key"] = json!(secret.reveal());
+            let body = shape::NewKey { record: (&*record).into(), key: secret.reveal().to_owned() };
             Ok(HttpResponse::build(StatusCode::CREATED).json(body))
         }
         Made::BeyondCaller => Err(Problem::new(

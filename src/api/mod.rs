@@ -7,8 +7,11 @@ mod account;
 mod catalogue;
 mod context;
 mod cors;
+mod docs;
 mod extract;
 mod keys;
+pub mod openapi;
+mod operations;
 mod page;
 mod pages;
 pub mod problem;
@@ -16,6 +19,7 @@ mod query;
 mod quota;
 mod routes;
 mod runs;
+mod shape;
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 

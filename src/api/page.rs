@@ -1,13 +1,15 @@
 //! Pages of lists: the cursor that a request brings, and the one that its answer hands out.
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use super::{
     App,
     context::ids,
     problem::{Kind, Problem},
     query::Query,
+    shape,
 };
 use crate::{
     domain::{cursor::CursorKey, id::TenantId},
@@ -61,7 +63,7 @@ impl List {
         &self,
         app: &App,
         request: &HttpRequest,
-        data: Vec<Value>,
+        data: Vec<impl Serialize>,
         next: Option<&[u8]>,
     ) -> HttpResponse {
         let mut response = HttpResponse::Ok();
@@ -78,7 +80,7 @@ impl List {
             let link = format!("<{}{}?{query}>; rel=\"next\"", app.public_url, request.path());
             response.insert_header((header::LINK, link));
         }
-        response.json(json!({ "data": data, "next_cursor": next }))
+        response.json(shape::Page { data, next_cursor: next })
     }
 }
 

@@ -5,11 +5,11 @@ use actix_web::{
     http::header,
     web::{self, Data},
 };
-use serde_json::{Value, json};
 
 use super::{
     App,
     problem::{Kind, Problem},
+    shape,
 };
 use crate::telemetry::metrics;
 
@@ -27,22 +27,22 @@ pub async fn readyz(app: Data<App>) -> HttpResponse {
     if ready { HttpResponse::Ok().json(report) } else { HttpResponse::ServiceUnavailable().json(report) }
 }
 
-async fn report(app: &App) -> (bool, serde_json::Value) {
+async fn report(app: &App) -> (bool, shape::Health) {
     let probe = app.probe().await;
     let word =
         |answer: Result<(), &str>| answer.map_or_else(|why| format!("down: {why}"), |()| "up".to_owned());
     let ready = probe.all_up();
-    let report = json!({
-        "status": if ready { "ok" } else { "degraded" },
-        "version": env!("CARGO_PKG_VERSION"),
-        "services": {
-            "api": "up",
-            "database": word(probe.database),
-            "redis": word(probe.redis),
-            "s3": word(probe.s3),
-            "sqs": word(probe.sqs),
+    let report = shape::Health {
+        status: if ready { "ok" } else { "degraded" },
+        version: env!("CARGO_PKG_VERSION"),
+        services: shape::Services {
+            api: "up".to_owned(),
+            database: word(probe.database),
+            redis: word(probe.redis),
+            s3: word(probe.s3),
+            sqs: word(probe.sqs),
         },
-    });
+    };
     (ready, report)
 }
 
@@ -84,8 +84,8 @@ pub async fn errors(app: Data<App>, request: HttpRequest) -> HttpResponse {
             markdown("Problems", &Kind::ALL.iter().map(link).collect::<String>())
         }
         Form::Json => {
-            let data: Vec<_> = Kind::ALL.iter().map(|kind| problem_json(*kind, url)).collect();
-            page(HttpResponse::Ok()).json(json!({ "data": data }))
+            let data: Vec<_> = Kind::ALL.iter().map(|kind| problem_page(*kind, url)).collect();
+            page(HttpResponse::Ok()).json(shape::All { data })
         }
     }
 }
@@ -113,18 +113,18 @@ pub async fn error(
             title,
             &format!("HTTP status {status}, problem `{slug}`.\n\n## What to do\n\n{advice}\n"),
         ),
-        Form::Json => page(HttpResponse::Ok()).json(problem_json(kind, &app.public_url)),
+        Form::Json => page(HttpResponse::Ok()).json(problem_page(kind, &app.public_url)),
     })
 }
 
-fn problem_json(kind: Kind, url: &str) -> Value {
-    json!({
-        "type": format!("{url}/errors/{}", kind.slug()),
-        "slug": kind.slug(),
-        "title": kind.title(),
-        "status": kind.status().as_u16(),
-        "what_to_do": kind.advice(),
-    })
+fn problem_page(kind: Kind, url: &str) -> shape::ProblemPage {
+    shape::ProblemPage {
+        type_uri: format!("{url}/errors/{}", kind.slug()),
+        slug: kind.slug(),
+        title: kind.title(),
+        status: kind.status().as_u16(),
+        what_to_do: kind.advice(),
+    }
 }
 
 fn html(title: &str, text: &str) -> HttpResponse {

@@ -6,8 +6,9 @@
 use std::{fmt, time::Duration};
 
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::shape::{LimitReached, More, ProblemBody, Usd, WrongField};
 use crate::{
     domain::{
         limit::{Counted, Of, Quota},
@@ -96,7 +97,7 @@ pub struct Problem {
     /// Which fields were wrong.
     pub errors: Vec<FieldError>,
     /// Further members.
-    pub extra: Map<String, Value>,
+    pub more: More,
     /// When to come back, in seconds, where it is known.
     pub retry_after_secs: Option<u32>,
 }
@@ -108,7 +109,7 @@ impl Problem {
     /// A problem of this kind.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let retry_after_secs = Some(RETRY_AFTER_SECS).filter(|_| matches!(kind, Kind::Unavailable));
-        Self { kind, detail: detail.into(), errors: Vec::new(), extra: Map::new(), retry_after_secs }
+        Self { kind, detail: detail.into(), errors: Vec::new(), more: More::default(), retry_after_secs }
     }
 
     /// A malformed request, with the fields that are wrong.
@@ -195,8 +196,8 @@ impl Problem {
                     Kind::BudgetExceeded,
                     format!("${requested} was asked for and ${available} is available."),
                 );
-                problem.extra.insert("available_usd".to_owned(), json!(available));
-                problem.extra.insert("requested_usd".to_owned(), json!(requested));
+                problem.more.available_usd = Some(available.into());
+                problem.more.requested_usd = Some(requested.into());
                 problem
             }
         }
@@ -226,24 +227,21 @@ impl Problem {
         let detail = format!(
             "{what} ${max}; ${spent} of it is spent or held for open runs, and ${requested} was asked for."
         );
-        let mut problem = Self::limit(Kind::SpendLimit, detail, retry_after_secs, name, of, json!(max));
-        problem.extra.insert("spent_usd".to_owned(), json!(spent));
-        problem.extra.insert("requested_usd".to_owned(), json!(requested));
+        let mut problem = Self::limit(Kind::SpendLimit, detail, retry_after_secs, name, of, json!(Usd(max)));
+        problem.more.spent_usd = Some(spent.into());
+        problem.more.requested_usd = Some(requested.into());
         problem
     }
 
     /// A limit is reached: which, whose, its size, and when to come back.
-    fn limit(kind: Kind, detail: String, secs: u32, limit: &str, of: Of, max: Value) -> Self {
+    fn limit(kind: Kind, detail: String, secs: u32, limit: &'static str, of: Of, limit_max: Value) -> Self {
         let of = match of {
             Of::Tenant => "tenant",
             Of::Key => "key",
         };
-        let mut problem = Self { retry_after_secs: Some(secs), ..Self::new(kind, detail) };
-        problem.extra.insert("limit".to_owned(), json!(limit));
-        problem.extra.insert("limit_of".to_owned(), json!(of));
-        problem.extra.insert("limit_max".to_owned(), max);
-        problem.extra.insert("retry_after_sec".to_owned(), json!(secs));
-        problem
+        let reached = LimitReached { limit, limit_of: of, limit_max, retry_after_sec: secs };
+        let more = More { reached: Some(reached), ..More::default() };
+        Self { retry_after_secs: Some(secs), more, ..Self::new(kind, detail) }
     }
 
     fn of_plan(refusal: &PlanRefusal) -> Self {
@@ -274,18 +272,16 @@ impl Problem {
 
     /// The body, for one request.
     pub fn body(&self, public_url: &str, instance: &str, trace_id: impl fmt::Display) -> Value {
-        let mut body = Map::new();
-        body.insert("type".to_owned(), json!(format!("{public_url}/errors/{}", self.kind.slug())));
-        body.insert("title".to_owned(), json!(self.kind.title()));
-        body.insert("status".to_owned(), json!(self.kind.status().as_u16()));
-        body.insert("detail".to_owned(), json!(self.detail));
-        body.insert("instance".to_owned(), json!(instance));
-        body.insert("trace_id".to_owned(), json!(trace_id.to_string()));
-        if !self.errors.is_empty() {
-            body.insert("errors".to_owned(), json!(self.errors));
-        }
-        body.extend(self.extra.clone());
-        Value::Object(body)
+        json!(ProblemBody {
+            type_uri: format!("{public_url}/errors/{}", self.kind.slug()),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: &self.detail,
+            instance,
+            trace_id: trace_id.to_string(),
+            errors: self.errors.iter().map(WrongField::from).collect(),
+            more: &self.more,
+        })
     }
 
     /// The problem of an answer that actix made by itself.

@@ -1,11 +1,11 @@
-//! Every path, in one screen.
+//! Every path, in one screen. What each takes and answers is in [`super::operations`].
 
 use actix_web::{
     FromRequest, Handler, Resource, Responder,
     web::{ServiceConfig, delete, get, head, post, resource},
 };
 
-use super::{account, catalogue, keys, pages, runs};
+use super::{account, catalogue, docs, keys, pages, runs};
 
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
@@ -24,6 +24,10 @@ pub(super) fn api(config: &mut ServiceConfig) {
         .service(resource("/v1/keys/{key_id}/rotate").route(post().to(keys::rotate)))
         .service(read("/errors", pages::errors))
         .service(read("/errors/{slug}", pages::error))
+        .service(read("/openapi.json", docs::openapi))
+        .service(read("/docs", docs::docs))
+        .service(read("/redoc", docs::redoc))
+        .service(read("/assets/{asset}", docs::asset))
         .service(read("/llms.txt", pages::llms))
         .service(read("/health", pages::health))
         .service(read("/readyz", pages::readyz));

@@ -6,7 +6,7 @@ use actix_web::{
     web::{self, Data},
 };
 use chrono::DateTime;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     page::List,
     problem::{Kind, Problem},
     query::Query,
-    quota,
+    quota, shape,
 };
 use crate::{
     domain::{
@@ -112,7 +112,7 @@ pub async fn list(
         let micros = run.created_at.timestamp_micros().to_be_bytes();
         [micros.as_slice(), run.run_id.0.as_bytes()].concat()
     });
-    let data = page.rows.iter().map(|(run, link)| run_json(run, link.as_ref())).collect();
+    let data = page.rows.iter().map(|(run, link)| shape::Run::of(run, link.as_ref())).collect();
     Ok(list.answer(&app, &request, data, next.as_deref()))
 }
 
@@ -231,38 +231,7 @@ fn show(mut response: HttpResponseBuilder, run: &Run, link: Option<&Link>) -> Ht
     if let Some(charge) = run.state.charge() {
         response.insert_header(("X-DPP-Cost-Actual", charge.to_string()));
     }
-    response.json(run_json(run, link))
-}
-
-/// The Run, as it is shown everywhere (CONTRACT §3).
-pub fn run_json(run: &Run, link: Option<&Link>) -> Value {
-    let end = run.state.end();
-    let error = match &run.state {
-        RunState::Failed { reason, .. } | RunState::Expired { reason, .. } => {
-            json!({"reason_code": reason.code, "detail": reason.detail})
-        }
-        _ => Value::Null,
-    };
-    json!({
-        "run_id": run.run_id,
-        "pack_type": run.pack_type,
-        "status": run.state.status(),
-        "money_state": run.state.money_state(),
-        "created_at": run.created_at,
-        "started_at": run.started_at,
-        "completed_at": end.map(|end| end.completed_at),
-        "retention_until": end.map(|end| end.retention_until),
-        "reserved_cost_usd": run.reserved,
-        "actual_cost_usd": run.state.charge(),
-        "minimum_fee_usd": run.minimum_fee,
-        "result_url": link.map(|link| &link.url),
-        "result_url_expires_at": link.map(|link| link.expires_at),
-        "result_sha256": run.result().map(|result| &result.sha256),
-        "error": error,
-        "attempts": run.attempts,
-        "trace_id": run.trace_id,
-        "metadata": run.metadata,
-    })
+    response.json(shape::Run::of(run, link))
 }
 
 /// Reads a submit's body; every field that is wrong is named.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::parts;
 use crate::{
+    api::openapi,
     config::Settings,
     domain::{
         api_key::ApiKey,
@@ -123,6 +124,15 @@ pub async fn check_schema(settings: &Settings, output: Output) -> anyhow::Result
 pub async fn print_schema(settings: &Settings) -> anyhow::Result<bool> {
     let listing = store::schema_listing(&settings.database_for_migrations()?).await?;
     std::io::stdout().write_all(listing.as_bytes())?;
+    Ok(true)
+}
+
+/// `dpp openapi`
+///
+/// # Errors
+/// When stdout takes nothing.
+pub fn print_openapi() -> anyhow::Result<bool> {
+    std::io::stdout().write_all(openapi::text().as_bytes())?;
     Ok(true)
 }
 
