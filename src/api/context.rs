@@ -68,7 +68,9 @@ pub async fn surround(
     request.extensions_mut().insert(ids.clone());
     // Handlers' and extractors' errors come as answers; there is no middleware below that could fail.
     let mut response = house_form(options(next.call(request).await?.map_into_boxed_body()), &ids);
-    let app = response.request().app_data::<Data<App>>().cloned();
+    // No page of a browser has business with the admin API.
+    let admin = response.request().match_pattern().is_some_and(|path| path.starts_with("/v1/admin/"));
+    let app = response.request().app_data::<Data<App>>().filter(|_| !admin).cloned();
     let path = response.request().path().to_owned();
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
