@@ -17,7 +17,7 @@ use super::{
     cors::{self, Browser},
     problem::{Kind, Problem, RETRY_AFTER_SECS},
 };
-use crate::domain::id::TraceId;
+use crate::{config::Origins, domain::id::TraceId};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -68,9 +68,9 @@ pub async fn surround(
     request.extensions_mut().insert(ids.clone());
     // Handlers' and extractors' errors come as answers; there is no middleware below that could fail.
     let mut response = house_form(options(next.call(request).await?.map_into_boxed_body()), &ids);
-    // No page of a browser has business with the admin API.
+    let app = response.request().app_data::<Data<App>>().cloned();
+    // No page of a browser has business with the admin API, whatever its origin.
     let admin = response.request().match_pattern().is_some_and(|path| path.starts_with("/v1/admin/"));
-    let app = response.request().app_data::<Data<App>>().filter(|_| !admin).cloned();
     let path = response.request().path().to_owned();
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
@@ -81,7 +81,8 @@ pub async fn surround(
     }
     if let Some(app) = app {
         let methods = headers.get(header::ALLOW).cloned();
-        browser.tell(&app.origins, methods, headers);
+        let nobody = Origins::default();
+        browser.tell(if admin { &nobody } else { &app.origins }, methods, headers);
     }
     cors::guard(&path, headers);
     record(&response, &ids, started.elapsed());

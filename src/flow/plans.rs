@@ -93,9 +93,12 @@ pub async fn put(
     limits: Limits,
 ) -> Result<Set, Refused> {
     let plan = judge(packs, name, limits)?;
-    let created = store.find_plan(name).await?.is_none();
-    let plan = store.put_plan(&plan).await?;
-    tracing::info!(admin = by.door(), trace_id = by.trace_id(), plan = name, created, "plan set");
+    let before = store.find_plan(name).await?;
+    let created = before.is_none();
+    if before.as_ref() != Some(&plan) {
+        store.put_plan(&plan).await?;
+        tracing::info!(admin = by.door(), trace_id = by.trace_id(), plan = name, created, "plan set");
+    }
     Ok(Set { plan, created })
 }
 

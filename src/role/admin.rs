@@ -86,7 +86,7 @@ async fn tenant(store: &Store, wanted: &str) -> anyhow::Result<TenantRecord> {
     }
 }
 
-/// Changes are logged, as those over the admin API are.
+/// Whatever changes something logs it, as the admin API does.
 fn begin(settings: &Settings) -> anyhow::Result<()> {
     let (filter, json) = settings.log();
     telemetry::init(&filter, json)
@@ -121,6 +121,7 @@ fn option(pointer: &str) -> String {
 /// # Errors
 /// When the database cannot be reached or a migration fails.
 pub async fn migrate(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    begin(settings)?;
     let applied = store::migrate(&settings.database_for_migrations()?).await?;
     output.show(&json!({ "applied": applied }), || match applied.len() {
         0 => "the database is up to date\n".to_owned(),
