@@ -227,10 +227,11 @@ pub async fn deposit(
     let mut fields = Fields::of(&request, &body)?;
     let amount = fields.take("amount_usd");
     fields.end("amount_usd is")?;
-    let amount = amount.as_ref().map_or(Err("is required: US dollars as a string".to_owned()), |amount| {
-        read_amount(amount).map_err(|bad| bad.to_string())
-    });
-    let amount = amount.map_err(|detail| amount_problem(detail))?;
+    let amount = match amount {
+        Some(amount) => read_amount(&amount).map_err(|bad| bad.to_string()),
+        None => Err("is required: US dollars as a string, such as \"5.00\"".to_owned()),
+    };
+    let amount = amount.map_err(amount_problem)?;
     let tenant_id = tenant_of(&tenant_id)?;
     let text = reference.as_str().to_owned();
     let deposited = changed(&app, &request, |cx| async move {

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use dpp::config::Settings;
+use dpp::{
+    config::Settings,
+    flow::crash::{CrashPoint, Fault},
+};
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -173,6 +176,34 @@ async fn a_billing_system_drives_a_tenant_from_its_making_to_its_bill() {
     }
     assert_eq!(names, ["C", "B", "Acme, Inc."]);
     is_problem(&get(&app, "/tenants?name=C").await, 400, "invalid-request");
+    app.finish().await;
+}
+
+/// Whatever becomes of a request or of its answer: its repetition tells, and is done once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposit_or_a_tenant_whose_answer_was_lost_is_asked_for_again_and_made_once() {
+    let app = start().await;
+    let tenant = make(&app, "acme", "growth").await;
+    for point in [CrashPoint::DepositPost, CrashPoint::DepositCommit] {
+        for fault in Fault::ALL {
+            let reference = format!("{point:?}-{fault:?}");
+            app.cx.crash.arm(point, fault);
+            let lost = deposit(&app, &tenant, &reference, "1").await;
+            assert!([500, 503].contains(&lost.status), "{reference}: {lost:?}");
+            if lost.status == 503 {
+                assert!(lost.header("retry-after").is_some());
+                assert!(lost.body["detail"].as_str().unwrap().contains("not known"), "{lost:?}");
+            }
+            let posted =
+                point == CrashPoint::DepositCommit && [Fault::DiesAfter, Fault::AnswerLost].contains(&fault);
+            let again = deposit(&app, &tenant, &reference, "1").await;
+            assert_eq!((again.status, again.body["amount_usd"].as_str()), (201, Some("1.0000")), "{again:?}");
+            assert_eq!(again.header("idempotent-replayed").is_some(), posted, "{reference}: {again:?}");
+        }
+    }
+    let account = get(&app, &format!("/tenants/{}", tenant.id)).await.body;
+    assert_eq!(account["deposited_usd"], "8.0000");
+    app.submit(&tenant, "one", "8").await;
     app.finish().await;
 }
 
