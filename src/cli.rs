@@ -2,7 +2,7 @@
 
 #[cfg(feature = "dev")]
 use std::path::PathBuf;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -12,6 +12,7 @@ use crate::{
         id::{KeyId, RunId},
         money::UsdMicros,
     },
+    flow::{plans::Edit, tenants::PLAN_DEFAULT},
     role::{
         self,
         admin::{self, Output},
@@ -119,7 +120,7 @@ enum Tenant {
         #[arg(long)]
         name: String,
         /// Its plan.
-        #[arg(long, default_value = "starter")]
+        #[arg(long, default_value = PLAN_DEFAULT)]
         plan: String,
         /// Its first deposit, in US dollars.
         #[arg(long, value_name = "USD", allow_negative_numbers = true)]
@@ -201,6 +202,16 @@ enum Plan {
         #[command(flatten)]
         form: Form,
     },
+    /// Makes a plan, or edits one: what is not named stays.
+    Set {
+        /// The plan.
+        #[arg(long, value_name = "NAME")]
+        plan: String,
+        #[command(flatten)]
+        limits: Limits,
+        #[command(flatten)]
+        form: Form,
+    },
     /// Puts a tenant on a plan.
     Assign {
         /// Which: id, or a name that only it has.
@@ -212,6 +223,63 @@ enum Plan {
         #[command(flatten)]
         form: Form,
     },
+}
+
+/// A new plan needs all of them but --packs (all) and --pack-cost-max (none).
+#[derive(Debug, Args)]
+struct Limits {
+    /// The packs that it may buy, with commas between, or all.
+    #[arg(long, value_name = "PACKS")]
+    packs: Option<String>,
+    /// The most that one run may reserve, in US dollars; 0 leaves the platform's limit.
+    #[arg(long, value_name = "USD", allow_negative_numbers = true)]
+    run_cost_max: Option<UsdMicros>,
+    /// The same for runs of one pack; 0 removes it. May be repeated; packs that are not named stay.
+    #[arg(long, value_name = "PACK=USD", value_parser = pack_cap)]
+    pack_cost_max: Vec<(String, UsdMicros)>,
+    /// Submits a minute; 0 is without limit.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    runs_per_minute: Option<i64>,
+    /// Reads a minute; 0 is without limit.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    polls_per_minute: Option<i64>,
+    /// Runs open at once; 0 is without limit.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    concurrent_runs_max: Option<i64>,
+    /// The most that a UTC month may cost, in US dollars; 0 is without limit.
+    #[arg(long, value_name = "USD", allow_negative_numbers = true)]
+    monthly_spend_max: Option<UsdMicros>,
+    /// The longest timebox, in seconds.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    timebox_sec_max: Option<i64>,
+    /// How long results are kept.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    retention_days: Option<i64>,
+}
+
+fn pack_cap(text: &str) -> Result<(String, UsdMicros), String> {
+    let (pack, cap) = text.split_once('=').ok_or("must be PACK=USD, such as decision=5.00")?;
+    Ok((pack.to_owned(), cap.parse().map_err(|bad| format!("{bad}"))?))
+}
+
+impl From<Limits> for Edit {
+    fn from(limits: Limits) -> Self {
+        let packs = |text: String| match text.as_str() {
+            "all" => None,
+            names => Some(names.split(',').map(|name| name.trim().to_owned()).collect()),
+        };
+        Self {
+            allowed_packs: limits.packs.map(packs),
+            run_cost_max: limits.run_cost_max,
+            pack_cost_max: BTreeMap::from_iter(limits.pack_cost_max),
+            runs_per_minute: limits.runs_per_minute,
+            polls_per_minute: limits.polls_per_minute,
+            concurrent_runs_max: limits.concurrent_runs_max,
+            monthly_spend_max: limits.monthly_spend_max,
+            timebox_secs_max: limits.timebox_sec_max,
+            retention_days: limits.retention_days,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -308,6 +376,9 @@ impl Command {
             Self::Tenant(command) => command.run(settings).await,
             Self::Key(command) => command.run(settings).await,
             Self::Plan(Plan::List { form }) => admin::list_plans(settings, form.into()).await,
+            Self::Plan(Plan::Set { plan, limits, form }) => {
+                admin::set_plan(settings, form.into(), &plan, limits.into()).await
+            }
             Self::Plan(Plan::Assign { tenant, plan, form }) => {
                 admin::assign_plan(settings, form.into(), &tenant, &plan).await
             }

@@ -18,7 +18,7 @@ use super::{
     problem::{Kind, Problem},
     quota,
 };
-use crate::domain::id::TraceId;
+use crate::{config::Origins, domain::id::TraceId};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -71,6 +71,8 @@ pub async fn surround(
     let mut response = house_form(options(next.call(request).await?.map_into_boxed_body()), &ids);
     let app = response.request().app_data::<Data<App>>().cloned();
     let request = response.request().clone();
+    // No page of a browser has business with the admin API, whatever its origin.
+    let admin = request.match_pattern().is_some_and(|path| path.starts_with("/v1/admin/"));
     let headers = response.headers_mut();
     quota::tell(&request, headers);
     if let Ok(value) = HeaderValue::from_str(&ids.request_id) {
@@ -81,7 +83,8 @@ pub async fn surround(
     }
     if let Some(app) = app {
         let methods = headers.get(header::ALLOW).cloned();
-        browser.tell(&app.origins, methods, headers);
+        let nobody = Origins::default();
+        browser.tell(if admin { &nobody } else { &app.origins }, methods, headers);
     }
     cors::guard(request.path(), headers);
     record(&response, &ids, started.elapsed());

@@ -75,14 +75,7 @@ impl<N: Needs> FromRequest for Caller<N> {
             // One text, whatever was wrong with the key.
             let refused = Problem::unauthorized;
             let app = app(&request)?;
-            let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let (scheme, key) = header.and_then(|value| value.split_once(' ')).ok_or_else(refused)?;
-            let key: ApiKey = key
-                .trim()
-                .parse()
-                .ok()
-                .filter(|_| scheme.eq_ignore_ascii_case("bearer"))
-                .ok_or_else(refused)?;
+            let key: ApiKey = bearer(&request).and_then(|key| key.parse().ok()).ok_or_else(refused)?;
             let found = app.caller(key.digest()).await;
             let found = found.map_err(|error| Problem::of_flow(error, ids(&request).trace_id))?;
             let caller = found.ok_or_else(refused)?;
@@ -99,6 +92,12 @@ impl<N: Needs> FromRequest for Caller<N> {
             }
         })
     }
+}
+
+/// The token that a request bears.
+pub fn bearer(request: &HttpRequest) -> Option<&str> {
+    let (scheme, token) = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 /// A request's body, whole, within its limits of size and time.

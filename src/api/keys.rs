@@ -28,17 +28,12 @@ use crate::{
     },
     flow::{
         self,
-        keys::{self, Made},
+        keys::{self, GRACE_DEFAULT, GRACE_MAX, Made},
         list,
     },
     pack::FieldError,
     store::{NewKey, NewLimits},
 };
-
-const LABEL_CHARS_MAX: usize = 200;
-/// How long a rotated key works on unless the request says.
-const GRACE_SECS_DEFAULT: u64 = 24 * 3_600;
-const GRACE_SECS_MAX: u64 = 30 * 24 * 3_600;
 
 /// `POST /v1/keys`
 pub async fn create(
@@ -48,7 +43,15 @@ pub async fn create(
     body: Body,
 ) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
-    let key = new_key(json_object(&request, &body.0)?, &caller)?;
+    // What it does not say it has of the key that asks.
+    let like = NewKey {
+        tenant_id: caller.0.tenant_id,
+        label: String::new(),
+        scopes: caller.0.scopes.clone(),
+        expires_at: caller.0.key_expires_at,
+        limits: caller.0.key_limits.clone().map_or(NewLimits::Unlimited, NewLimits::Shared),
+    };
+    let key = new_key(json_object(&request, &body.0)?, like)?;
     let cx = app.cx.clone();
     let made = app.detached.run(async move { keys::create(&cx, &caller.0, key).await }).await;
     let made =
@@ -65,25 +68,9 @@ pub async fn rotate(
     body: Body,
 ) -> Result<HttpResponse, Problem> {
     let trace_id = ids(&request).trace_id;
-    let mut members = if body.0.is_empty() { Map::new() } else { json_object(&request, &body.0)? };
-    let mut errors = Vec::new();
-    let grace_secs = match members.remove("grace_sec") {
-        None => Some(GRACE_SECS_DEFAULT),
-        Some(value) => value.as_u64().filter(|secs| *secs <= GRACE_SECS_MAX),
-    };
-    if grace_secs.is_none() {
-        wrong(
-            &mut errors,
-            "grace_sec",
-            &format!("must be a whole number of seconds from 0 to {GRACE_SECS_MAX}"),
-        );
-    }
-    refuse_others(&mut errors, &members, "grace_sec is");
-    let Some(grace_secs) = grace_secs.filter(|_| errors.is_empty()) else {
-        return Err(Problem::fields(Kind::InvalidRequest, errors));
-    };
+    let grace = grace(&request, &body)?;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
-    let (cx, grace) = (app.cx.clone(), Duration::from_secs(grace_secs));
+    let cx = app.cx.clone();
     let made = app.detached.run(async move { keys::rotate(&cx, &caller.0, key_id, grace).await }).await;
     let made =
         made.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
@@ -127,13 +114,15 @@ pub async fn list(
     Ok(list.answer(&app, &request, page.rows.iter().map(shape::Key::from).collect(), next.as_deref()))
 }
 
-fn key_place(bytes: &[u8]) -> Option<(DateTime<Utc>, KeyId)> {
+/// Reads the place of a key in a list.
+pub(super) fn key_place(bytes: &[u8]) -> Option<(DateTime<Utc>, KeyId)> {
     let (micros, key_id) = bytes.split_first_chunk::<8>()?;
     let created_at = DateTime::from_timestamp_micros(i64::from_be_bytes(*micros))?;
     Some((created_at, KeyId(Uuid::from_slice(key_id).ok()?)))
 }
 
-fn show_made(made: Made) -> Result<HttpResponse, Problem> {
+/// Shows what became of a wish for a key.
+pub(super) fn show_made(made: Made) -> Result<HttpResponse, Problem> {
     match made {
         Made::Key(record, secret) => {
             let body = shape::NewKey { record: (&*record).into(), key: secret.reveal().to_owned() };
@@ -154,25 +143,42 @@ fn show_made(made: Made) -> Result<HttpResponse, Problem> {
     }
 }
 
-fn no_such_key() -> Problem {
+/// What a key that is not there and one that is not the caller's both get.
+pub(super) fn no_such_key() -> Problem {
     Problem::new(Kind::NotFound, "There is no such key that works and has no successor.")
 }
 
-/// Reads the body of a new key. What it does not say it has of the key that asks.
-fn new_key(mut members: Map<String, Value>, caller: &Caller<KeysManage>) -> Result<NewKey, Problem> {
+/// Reads how long a key that is rotated works on.
+pub(super) fn grace(request: &HttpRequest, body: &Body) -> Result<Duration, Problem> {
+    let mut members = if body.0.is_empty() { Map::new() } else { json_object(request, &body.0)? };
+    let mut errors = Vec::new();
+    let grace = match members.remove("grace_sec") {
+        None => GRACE_DEFAULT,
+        Some(value) => {
+            let grace = value.as_u64().map(Duration::from_secs).filter(|grace| *grace <= GRACE_MAX);
+            if grace.is_none() {
+                wrong(&mut errors, "grace_sec", &keys::grace_rule());
+            }
+            grace.unwrap_or_default()
+        }
+    };
+    refuse_others(&mut errors, &members, "grace_sec is");
+    if errors.is_empty() { Ok(grace) } else { Err(Problem::fields(Kind::InvalidRequest, errors)) }
+}
+
+/// Reads the body of a new key. What it does not say it has of `like`.
+pub(super) fn new_key(mut members: Map<String, Value>, like: NewKey) -> Result<NewKey, Problem> {
     let mut errors = Vec::new();
     let label = match members.remove("label") {
-        None => String::new(),
-        Some(Value::String(label)) if label.chars().count() <= LABEL_CHARS_MAX && !label.contains('\0') => {
-            label
-        }
+        None => like.label,
+        Some(Value::String(label)) if keys::is_label(&label) => label,
         Some(_) => {
-            wrong(&mut errors, "label", "must be a text of at most 200 characters");
+            wrong(&mut errors, "label", &keys::label_rule());
             String::new()
         }
     };
     let scopes = match members.remove("scopes") {
-        None => caller.0.scopes.clone(),
+        None => like.scopes,
         Some(value) => scopes(&value).unwrap_or_else(|| {
             let names: Vec<_> = Scope::ALL.iter().map(|scope| scope.name()).collect();
             wrong(&mut errors, "scopes", &format!("must be a list of at least one of {}", names.join(", ")));
@@ -180,7 +186,7 @@ fn new_key(mut members: Map<String, Value>, caller: &Caller<KeysManage>) -> Resu
         }),
     };
     let expires_at = match members.remove("expires_at") {
-        None | Some(Value::Null) => caller.0.key_expires_at,
+        None | Some(Value::Null) => like.expires_at,
         Some(value) => {
             let time = value.as_str().and_then(|text| DateTime::parse_from_rfc3339(text).ok());
             if time.is_none() {
@@ -193,25 +199,21 @@ fn new_key(mut members: Map<String, Value>, caller: &Caller<KeysManage>) -> Resu
             time.map(|time| time.with_timezone(&Utc))
         }
     };
-    let limits = new_limits(&mut members, &mut errors, caller);
+    let limits = new_limits(&mut members, &mut errors, like.limits);
     refuse_others(
         &mut errors,
         &members,
         "label, scopes, expires_at, max_spend_usd, runs_per_minute and polls_per_minute are",
     );
     if errors.is_empty() {
-        Ok(NewKey { tenant_id: caller.0.tenant_id, label, scopes, expires_at, limits })
+        Ok(NewKey { tenant_id: like.tenant_id, label, scopes, expires_at, limits })
     } else {
         Err(Problem::fields(Kind::InvalidRequest, errors))
     }
 }
 
-/// Reads the limits of a new key. One that is made with a limited key shares its limits.
-fn new_limits(
-    members: &mut Map<String, Value>,
-    errors: &mut Vec<FieldError>,
-    caller: &Caller<KeysManage>,
-) -> NewLimits {
+/// Reads the limits of a new key; without any it has those of `like`.
+fn new_limits(members: &mut Map<String, Value>, errors: &mut Vec<FieldError>, like: NewLimits) -> NewLimits {
     let mut per_minute = |name: &str| match members.remove(name) {
         None | Some(Value::Null) => 0,
         Some(value) => {
@@ -235,12 +237,10 @@ fn new_limits(
             amount
         }
     };
-    match &caller.0.key_limits {
-        _ if runs_per_minute > 0 || polls_per_minute > 0 || spend_max.is_some() => {
-            NewLimits::Own { runs_per_minute, polls_per_minute, spend_max }
-        }
-        Some(limits) => NewLimits::Shared(limits.clone()),
-        None => NewLimits::Unlimited,
+    if runs_per_minute > 0 || polls_per_minute > 0 || spend_max.is_some() {
+        NewLimits::Own { runs_per_minute, polls_per_minute, spend_max }
+    } else {
+        like
     }
 }
 
@@ -254,7 +254,8 @@ fn scopes(value: &Value) -> Option<Scopes> {
     Some(Scopes::Only(named))
 }
 
-fn refuse_others(errors: &mut Vec<FieldError>, members: &Map<String, Value>, known: &str) {
+/// Names every member that is left as one that nobody knows.
+pub(super) fn refuse_others(errors: &mut Vec<FieldError>, members: &Map<String, Value>, known: &str) {
     for name in members.keys() {
         wrong(
             errors,
@@ -264,6 +265,7 @@ fn refuse_others(errors: &mut Vec<FieldError>, members: &Map<String, Value>, kno
     }
 }
 
-fn wrong(errors: &mut Vec<FieldError>, name: &str, right: &str) {
+/// Says that a member is wrong.
+pub(super) fn wrong(errors: &mut Vec<FieldError>, name: &str, right: &str) {
     errors.push(FieldError { pointer: format!("/{name}"), detail: right.to_owned() });
 }

@@ -4,6 +4,7 @@
 //! ([`crate::flow::Detached`]), so a client that hangs up never stops one.
 
 mod account;
+mod admin;
 mod catalogue;
 mod context;
 mod cors;
@@ -24,11 +25,12 @@ mod shape;
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, web};
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Origins,
-    domain::{api_key::KeyDigest, cursor::CursorKey, plan::Caller},
+    domain::{admin_token::AdminToken, api_key::KeyDigest, cursor::CursorKey, plan::Caller},
     flow::{
         self, Ctx, Detached,
         probe::{self, Probe},
@@ -62,6 +64,7 @@ pub struct App {
     detached: Detached,
     public_url: String,
     origins: Origins,
+    admin: Option<AdminToken>,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
@@ -78,6 +81,7 @@ impl App {
             detached,
             public_url,
             origins: Origins::default(),
+            admin: None,
             callers,
             probed: tokio::sync::Mutex::default(),
             cursor_key: tokio::sync::OnceCell::new(),
@@ -89,6 +93,12 @@ impl App {
     #[must_use]
     pub fn with_origins(self, origins: Origins) -> Self {
         Self { origins, ..self }
+    }
+
+    /// The same, with an admin API for whoever has this token. Without one there is none.
+    #[must_use]
+    pub fn with_admin(self, token: Option<&SecretString>) -> Self {
+        Self { admin: token.map(|token| AdminToken::of(token.expose_secret())), ..self }
     }
 
     /// Whose key this is. Without a query while it is remembered.
@@ -140,12 +150,18 @@ pub fn serve(
     grace: Duration,
     stop: CancellationToken,
 ) -> std::io::Result<Server> {
+    let admin = app.admin.is_some();
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
         ActixApp::new()
             .app_data(web::Data::clone(&app))
             .app_data(web::PayloadConfig::new(extract::BODY_BYTES_MAX))
             .configure(routes::api)
+            .configure(|config| {
+                if admin {
+                    routes::admin(config);
+                }
+            })
             .wrap(from_fn(context::surround))
     });
     start!(server, listener, grace, stop)

@@ -51,6 +51,15 @@ fn schemas() -> Schemas {
     schemas.add::<shape::CreateKey>("CreateKey");
     schemas.add::<shape::RotateKey>("RotateKey");
     schemas.add::<shape::NewKey>("NewKey");
+    schemas.add::<shape::Tenant>("Tenant");
+    schemas.add::<shape::Page<shape::Tenant>>("TenantPage");
+    schemas.add::<shape::TenantBudget>("TenantBudget");
+    schemas.add::<shape::CreateTenant>("CreateTenant");
+    schemas.add::<shape::AssignPlan>("AssignPlan");
+    schemas.add::<shape::CreateDeposit>("CreateDeposit");
+    schemas.add::<shape::Deposit>("Deposit");
+    schemas.add::<shape::Plan>("Plan");
+    schemas.add::<shape::All<shape::Plan>>("PlanList");
     schemas.add::<shape::ProblemBody<'_>>("Problem");
     schemas.add::<shape::ProblemPage>("ProblemPage");
     schemas.add::<shape::All<shape::ProblemPage>>("ProblemList");
@@ -80,6 +89,9 @@ fn parameters() -> Value {
             "description": "A run." },
         "key_id": { "in": "path", "schema": uuid, "example": "019abcde-1234-7000-8000-0123456789ac",
             "description": "A key's id, not the key." },
+        "tenant_id": { "in": "path", "schema": uuid, "example": "019abcde-1234-7000-8000-0123456789aa",
+            "description": "A customer." },
+        "plan": { "in": "path", "schema": text, "example": "growth", "description": "A plan's name." },
         "pack_type": { "in": "path", "schema": text, "example": "decision", "description": "A pack's name." },
         "slug": { "in": "path", "schema": text, "example": "budget-exceeded",
             "description": "The last part of a problem's type." },
@@ -177,6 +189,8 @@ fn assemble() -> Value {
             "securitySchemes": {
                 "api_key": { "type": "http", "scheme": "bearer", "bearerFormat": "dpp_live_<32 base62>_<8 hex>",
                     "description": "An API key. An operation's security names the scope that it must have." },
+                "admin_token": { "type": "http", "scheme": "bearer",
+                    "description": "The operator's token, DPP_ADMIN_TOKEN. Where there is none, these paths are not there." },
             },
             "parameters": parameters(),
             "headers": headers(),
@@ -192,6 +206,7 @@ const TAGS: &[(&[&str], &str, &str)] = &[
     (&["/v1/runs"], "Runs", "Buy, watch and stop units of work."),
     (&["/v1/packs"], "Packs", "What is sold."),
     (&["/v1/keys"], "Keys", "Who may do what."),
+    (&["/v1/admin/"], "Admin", "What operators' programs do: customers, deposits, keys and plans."),
     (&["/v1/"], "Account", "What the tenant has, and what it has spent."),
     (&["/health", "/readyz"], "Health", "Whether the service lives, and can work."),
     (&["/"], "Pages", "What the service says about itself."),
@@ -222,6 +237,7 @@ impl Components {
             "security": match operation.access {
                 Access::Everybody => json!([]),
                 Access::Key(scope) => json!([{ "api_key": Vec::from_iter(scope.map(Scope::name)) }]),
+                Access::Admin => json!([{ "admin_token": [] }]),
             },
         });
         if let Some((shape, required)) = operation.body {
@@ -265,6 +281,7 @@ impl Components {
         }
         let of_tenant: &[&str] = match operation.access {
             Access::Key(_) => &["Cache-Control", "RateLimit-Policy", "RateLimit"],
+            Access::Admin => &["Cache-Control"],
             Access::Everybody => &[],
         };
         let headers = refer_headers(answer.headers.iter().chain(of_tenant).copied());

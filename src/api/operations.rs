@@ -35,6 +35,8 @@ pub enum Access {
     Everybody,
     /// Whoever has a key with this scope.
     Key(Option<Scope>),
+    /// Whoever has the operator's token.
+    Admin,
 }
 
 /// An answer that is no problem.
@@ -96,6 +98,7 @@ const RUNS_WRITE: Access = Access::Key(Some(Scope::RunsWrite));
 const RUNS_READ: Access = Access::Key(Some(Scope::RunsRead));
 const USAGE_READ: Access = Access::Key(Some(Scope::UsageRead));
 const KEYS_MANAGE: Access = Access::Key(Some(Scope::KeysManage));
+const ADMIN: Access = Access::Admin;
 const ANY_KEY: Access = Access::Key(None);
 const EVERYBODY: Access = Access::Everybody;
 
@@ -147,6 +150,38 @@ pub const OPERATIONS: &[Operation] = {
         Operation { id: "revoke_key", summary: "Ends a key, everywhere within 5 seconds", problems: &[NotFound],
             answers: &[Answer { status: 204, description: "It is revoked, or was before.", form: Form::Nothing, headers: &[] }],
             ..operation("delete", "/v1/keys/{key_id}", KEYS_MANAGE) },
+        Operation { id: "create_tenant", summary: "Makes a customer", body: Some(("CreateTenant", true)), takes: &["Idempotency-Key"],
+            answers: &[Answer { status: 201, description: "It is made, or was under this key before.", headers: &["Location", "Idempotent-Replayed"], ..json("Tenant") }],
+            problems: &[KeyRequired, KeyInvalid, KeyReused], ..post("/v1/admin/tenants", ADMIN) },
+        Operation { id: "list_tenants", summary: "Lists customers, oldest first", problems: &[InvalidCursor], takes: &["limit", "cursor"],
+            answers: &[Answer { headers: &["Link"], ..json("TenantPage") }], ..get("/v1/admin/tenants", ADMIN) },
+        Operation { id: "get_tenant", summary: "Shows a customer and its money", answers: &[json("TenantBudget")],
+            ..get("/v1/admin/tenants/{tenant_id}", ADMIN) },
+        Operation { id: "suspend_tenant", summary: "Lets a customer buy nothing more", answers: &[json("Tenant")],
+            ..post("/v1/admin/tenants/{tenant_id}/suspend", ADMIN) },
+        Operation { id: "resume_tenant", summary: "Lets a customer buy again", answers: &[json("Tenant")],
+            ..post("/v1/admin/tenants/{tenant_id}/resume", ADMIN) },
+        Operation { id: "assign_plan", summary: "Puts a customer on another plan", answers: &[json("Tenant")], body: Some(("AssignPlan", true)),
+            ..operation("put", "/v1/admin/tenants/{tenant_id}/plan", ADMIN) },
+        Operation { id: "create_deposit", summary: "Deposits money, once for each reference", body: Some(("CreateDeposit", true)), takes: &["Idempotency-Key"],
+            answers: &[Answer { status: 201, description: "It is deposited, or was under this reference before.", headers: &["Idempotent-Replayed"], ..json("Deposit") }],
+            problems: &[KeyRequired, KeyInvalid, KeyReused, InvalidAmount], ..post("/v1/admin/tenants/{tenant_id}/deposits", ADMIN) },
+        Operation { id: "create_tenant_key", summary: "Makes a key for a customer", body: Some(("CreateKey", false)),
+            answers: &[Answer { status: 201, description: "The key, and this one time its secret.", ..json("NewKey") }],
+            ..post("/v1/admin/tenants/{tenant_id}/keys", ADMIN) },
+        Operation { id: "list_tenant_keys", summary: "Lists a customer's keys, newest first", problems: &[InvalidCursor], takes: &["limit", "cursor"],
+            answers: &[Answer { headers: &["Link"], ..json("KeyPage") }], ..get("/v1/admin/tenants/{tenant_id}/keys", ADMIN) },
+        Operation { id: "rotate_tenant_key", summary: "Makes a successor of a customer's key", body: Some(("RotateKey", false)),
+            answers: &[Answer { status: 201, description: "The successor, and this one time its secret.", ..json("NewKey") }],
+            ..post("/v1/admin/keys/{key_id}/rotate", ADMIN) },
+        Operation { id: "revoke_tenant_key", summary: "Ends a customer's key, everywhere within 5 seconds",
+            answers: &[Answer { status: 204, description: "It is revoked, or was before.", form: Form::Nothing, headers: &[] }],
+            ..operation("delete", "/v1/admin/keys/{key_id}", ADMIN) },
+        Operation { id: "list_plans", summary: "Lists plans", answers: &[json("PlanList")], ..get("/v1/admin/plans", ADMIN) },
+        Operation { id: "get_plan", summary: "Shows a plan", answers: &[json("Plan")], ..get("/v1/admin/plans/{plan}", ADMIN) },
+        Operation { id: "put_plan", summary: "Makes a plan, or changes it", body: Some(("Plan", true)),
+            answers: &[json("Plan"), Answer { status: 201, description: "It is new.", ..json("Plan") }],
+            ..operation("put", "/v1/admin/plans/{plan}", ADMIN) },
         Operation { id: "get_openapi", summary: "This document", answers: &[Answer { headers: &["ETag"], ..json("Document") }, NOT_MODIFIED],
             takes: &["If-None-Match"], ..get("/openapi.json", EVERYBODY) },
         Operation { id: "get_docs", summary: "This document as Swagger UI", answers: &[text(&["text/html"], &["ETag"]), NOT_MODIFIED],
@@ -171,6 +206,10 @@ impl Operation {
     pub fn all_problems(&self) -> impl Iterator<Item = Kind> {
         let implied: &[Kind] = match self.access {
             Access::Everybody => &[],
+            // Without a token there is nothing here.
+            Access::Admin => {
+                &[Kind::InvalidRequest, Kind::Unauthorized, Kind::NotFound, Kind::Internal, Kind::Unavailable]
+            }
             // Only known fields of a query are taken; the key is looked up.
             Access::Key(None) => &[
                 Kind::InvalidRequest,

@@ -11,15 +11,12 @@ use super::{
     query::Query,
     shape,
 };
-use crate::{
-    domain::{cursor::CursorKey, id::TenantId},
-    flow,
-};
+use crate::{domain::cursor::CursorKey, flow};
 
 /// Rows of a page, unless the request says how many.
 const LIMIT_DEFAULT: u16 = 20;
 
-/// One list, as one tenant sees it with one filter: what a cursor is good for.
+/// One list, as its owner sees it with one filter: what a cursor is good for.
 pub struct List {
     key: CursorKey,
     scope: String,
@@ -29,14 +26,15 @@ pub struct List {
 }
 
 impl List {
-    /// The list `name` with `filter`, whose `limit` and `cursor` are in `query`.
+    /// The list `name` of `owner` (a tenant, or the operators) with `filter`, whose `limit` and `cursor` are
+    /// in `query`.
     ///
     /// # Errors
     /// [`Problem`]
     pub async fn of(
         app: &Data<App>,
         request: &HttpRequest,
-        tenant_id: TenantId,
+        owner: impl serde::Serialize,
         mut query: Query,
         name: &str,
         filter: impl serde::Serialize,
@@ -45,7 +43,7 @@ impl List {
         let cursor = query.text("cursor").map(str::to_owned);
         query.end()?;
         let key = app.cursor_key().await.map_err(|error| Problem::of_flow(error, ids(request).trace_id))?;
-        Ok(Self { key, scope: json!([name, tenant_id, filter]).to_string(), cursor, limit })
+        Ok(Self { key, scope: json!([name, owner, filter]).to_string(), cursor, limit })
     }
 
     /// The place after which the page begins, if the request brings one.

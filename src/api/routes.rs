@@ -2,10 +2,10 @@
 
 use actix_web::{
     FromRequest, Handler, Resource, Responder,
-    web::{ServiceConfig, delete, get, head, post, resource},
+    web::{ServiceConfig, delete, get, head, post, put, resource},
 };
 
-use super::{account, catalogue, docs, keys, pages, runs};
+use super::{account, admin, catalogue, docs, keys, pages, runs};
 
 /// The API's.
 pub(super) fn api(config: &mut ServiceConfig) {
@@ -39,6 +39,22 @@ pub(super) fn ops(config: &mut ServiceConfig) {
         .service(read("/metrics", pages::metrics))
         .service(read("/health", pages::health))
         .service(read("/readyz", pages::readyz));
+}
+
+/// The admin API's, which are there where there is a token for them.
+pub(super) fn admin(config: &mut ServiceConfig) {
+    config
+        .service(read("/v1/admin/tenants", admin::tenants).route(post().to(admin::create_tenant)))
+        .service(read("/v1/admin/tenants/{tenant_id}", admin::tenant))
+        .service(resource("/v1/admin/tenants/{tenant_id}/suspend").route(post().to(admin::suspend)))
+        .service(resource("/v1/admin/tenants/{tenant_id}/resume").route(post().to(admin::resume)))
+        .service(resource("/v1/admin/tenants/{tenant_id}/plan").route(put().to(admin::assign_plan)))
+        .service(resource("/v1/admin/tenants/{tenant_id}/deposits").route(post().to(admin::deposit)))
+        .service(read("/v1/admin/tenants/{tenant_id}/keys", admin::keys).route(post().to(admin::create_key)))
+        .service(resource("/v1/admin/keys/{key_id}").route(delete().to(admin::revoke_key)))
+        .service(resource("/v1/admin/keys/{key_id}/rotate").route(post().to(admin::rotate_key)))
+        .service(read("/v1/admin/plans", admin::plans))
+        .service(read("/v1/admin/plans/{plan}", admin::plan).route(put().to(admin::put_plan)));
 }
 
 /// A path that can be read: what GET answers, HEAD answers without the body. OPTIONS is answered for all

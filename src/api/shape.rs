@@ -4,6 +4,8 @@
 //! example is shown as it stands. Answers hold what a domain type may not know: how money and ids are
 //! written.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,7 +25,7 @@ use crate::{
     },
     flow::read::Link,
     pack::{FieldError, Terms},
-    store::{self, KeyRecord},
+    store::{self, Balance, KeyRecord, TenantRecord},
 };
 
 /// An amount of US dollars with 4 decimals.
@@ -108,7 +110,7 @@ pub struct Run {
     #[schema(pattern = "^[0-9a-f]{32}$")]
     pub trace_id: String,
     /// The buyer's own notes.
-    #[schema(value_type = std::collections::BTreeMap<String, String>)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub metadata: Value,
 }
 
@@ -177,6 +179,7 @@ pub struct Page<T> {
         "plan": "growth",
         "allowed_packs": null,
         "run_cost_max_usd": "100.0000",
+        "pack_cost_max_usd": {"url": "1.0000"},
         "runs_per_minute": 600,
         "polls_per_minute": 6000,
         "concurrent_runs_max": 100,
@@ -259,6 +262,8 @@ pub struct Plan {
     /// The most that one run may reserve; null leaves the platform's $10,000.
     #[schema(required)]
     pub run_cost_max_usd: Option<Usd>,
+    /// The most that one run of a pack may reserve, beside that; a pack that is not named has no cap of its own.
+    pub pack_cost_max_usd: BTreeMap<String, Usd>,
     /// New runs in any minute.
     #[schema(required, minimum = 1)]
     pub runs_per_minute: Option<i32>,
@@ -287,6 +292,7 @@ impl From<plan::Plan> for Plan {
             plan: plan.plan,
             allowed_packs: plan.allowed_packs,
             run_cost_max_usd: amount(plan.run_cost_max),
+            pack_cost_max_usd: plan.pack_cost_max.into_iter().map(|(pack, max)| (pack, Usd(max))).collect(),
             runs_per_minute: count(plan.runs_per_minute),
             polls_per_minute: count(plan.polls_per_minute),
             concurrent_runs_max: count(plan.concurrent_runs_max),
@@ -548,6 +554,118 @@ pub struct NewKey {
         examples("dpp_live_0123456789abcdefghijABCDEFGHIJ01_0123abcd")
     )]
     pub key: String,
+}
+
+/// A customer, as operators see it.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "tenant_id": "019abcde-1234-7000-8000-0123456789aa",
+    "name": "Acme",
+    "plan": "growth",
+    "status": "ACTIVE",
+    "created_at": "2028-02-29T10:00:00.000000Z",
+})))]
+pub struct Tenant {
+    /// Its id.
+    pub tenant_id: Uuid,
+    /// Its name; need not be unique.
+    pub name: String,
+    /// Its plan's name.
+    pub plan: String,
+    /// ACTIVE, or SUSPENDED: it can read, and buys nothing.
+    #[schema(examples("ACTIVE"))]
+    pub status: String,
+    /// Since when.
+    pub created_at: DateTime<Utc>,
+}
+
+impl From<TenantRecord> for Tenant {
+    fn from(record: TenantRecord) -> Self {
+        let TenantRecord { tenant_id, name, plan, status, created_at } = record;
+        Self { tenant_id: tenant_id.0, name, plan, status, created_at }
+    }
+}
+
+/// A customer and its money.
+#[derive(Serialize, ToSchema)]
+pub struct TenantBudget {
+    /// The customer.
+    #[serde(flatten)]
+    pub tenant: Tenant,
+    /// All deposits so far.
+    pub deposited_usd: Usd,
+    /// What new runs can reserve.
+    pub available_usd: Usd,
+    /// What open runs hold.
+    pub held_usd: Usd,
+    /// What ended runs were charged.
+    pub charged_usd: Usd,
+}
+
+impl From<(TenantRecord, Balance)> for TenantBudget {
+    fn from((record, balance): (TenantRecord, Balance)) -> Self {
+        Self {
+            tenant: record.into(),
+            deposited_usd: balance.deposited.into(),
+            available_usd: balance.available.into(),
+            held_usd: balance.held.into(),
+            charged_usd: balance.charged.into(),
+        }
+    }
+}
+
+/// Money that came in.
+#[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "tenant_id": "019abcde-1234-7000-8000-0123456789aa",
+    "reference": "payment-1234",
+    "amount_usd": "100.0000",
+    "created_at": "2028-02-29T10:00:00.000000Z",
+})))]
+pub struct Deposit {
+    /// Whose.
+    pub tenant_id: Uuid,
+    /// The Idempotency-Key that it came with.
+    pub reference: String,
+    /// How much.
+    pub amount_usd: Usd,
+    /// When.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A new customer.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "`admin::Fields` reads it, and names every field that is wrong")]
+#[schema(examples(json!({"name": "Acme", "plan": "growth"})))]
+pub struct CreateTenant {
+    /// Its name; need not be unique.
+    #[schema(min_length = 1, max_length = 200)]
+    pub name: String,
+    /// The name of a plan; `starter` when left out.
+    #[serde(default)]
+    pub plan: String,
+}
+
+/// Another plan for a customer.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "`admin::Fields` reads it, and names every field that is wrong")]
+#[schema(examples(json!({"plan": "growth"})))]
+pub struct AssignPlan {
+    /// The name of a plan.
+    pub plan: String,
+}
+
+/// Money that comes in.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "`admin::Fields` reads it, and names every field that is wrong")]
+#[schema(examples(json!({"amount_usd": "100.00"})))]
+pub struct CreateDeposit {
+    /// US dollars above 0 with at most 4 decimals.
+    #[schema(pattern = r"^[0-9]{1,10}(\.[0-9]{1,4})?$")]
+    pub amount_usd: String,
 }
 
 /// Which dependencies answer.

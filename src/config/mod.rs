@@ -296,6 +296,11 @@ impl Settings {
         )
     }
 
+    /// The token that opens the admin API; without one there is none.
+    pub fn admin_token(&self) -> Option<SecretString> {
+        self.optional("DPP_ADMIN_TOKEN").map(SecretString::from)
+    }
+
     /// Whose pages may call the API from a browser.
     pub fn origins(&self) -> Origins {
         Origins { listed: self.list("CORS_ALLOWED_ORIGINS"), localhost: self.environment() == "dev" }

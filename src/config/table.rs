@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::domain::api_key::ApiKey;
+
 /// One setting. Its default is in `config/default.toml`.
 pub(super) struct Setting {
     pub(super) name: &'static str,
@@ -15,6 +17,8 @@ pub(super) enum Kind {
     Text,
     /// Shown masked.
     Secret,
+    /// A secret that is long enough to be guessed by nobody, and no API key. Shown masked.
+    Token,
     Url(&'static [&'static str]),
     /// A URL that may hold a password: shown masked.
     SecretUrl(&'static [&'static str]),
@@ -63,6 +67,7 @@ pub(super) const SETTINGS: &[Setting] = settings! {
     "DPP_PORT", Kind::Count(0, 65_535), "a port";
     "DPP_PUBLIC_URL", Kind::Url(&["http", "https"]), "how the outside reaches the API";
     "DPP_OPS_ADDR", Kind::Address, "an address and port, such as 127.0.0.1:9464";
+    "DPP_ADMIN_TOKEN", Kind::Token, "what `openssl rand -hex 32` prints";
     "CORS_ALLOWED_ORIGINS", Kind::Origins, "comma-separated origins, such as https://app.example.com";
     "RESULT_URL_TTL_SEC", Kind::Interval, "seconds";
     "LOG_LEVEL", Kind::LogFilter, "error, warn, info, debug or trace";
@@ -82,6 +87,8 @@ pub(super) const SETTINGS: &[Setting] = settings! {
     "URL_EXTRA_PORTS", Kind::Ports, "comma-separated ports";
 };
 
+/// A token of fewer characters might be guessed.
+const TOKEN_CHARS_MIN: usize = 32;
 /// No interval is longer than this: ten years.
 const INTERVAL_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 
@@ -102,7 +109,7 @@ impl Setting {
     /// A value as it may be printed.
     pub(super) fn shown(&self, value: &str) -> String {
         match self.kind {
-            Kind::Secret | Kind::SecretUrl(_) if !value.is_empty() => "(hidden)".to_owned(),
+            Kind::Secret | Kind::Token | Kind::SecretUrl(_) if !value.is_empty() => "(hidden)".to_owned(),
             _ => format!("{value:?}"),
         }
     }
@@ -116,6 +123,15 @@ impl Kind {
     pub(super) fn judge(&self, value: &str) -> Result<(), String> {
         let right = match self {
             Self::Text | Self::Secret => return Ok(()),
+            Self::Token => (
+                value.len() >= TOKEN_CHARS_MIN
+                    && value.bytes().all(|byte| byte.is_ascii_graphic())
+                    && value.parse::<ApiKey>().is_err(),
+                format!(
+                    "write at least {TOKEN_CHARS_MIN} visible ASCII characters that are no API key, such as \
+                     `openssl rand -hex 32` prints; unset, there is no admin API"
+                ),
+            ),
             Self::Url(schemes) | Self::SecretUrl(schemes) => {
                 let sound = url::Url::parse(value).is_ok_and(|url| {
                     schemes.contains(&url.scheme()) && url.host_str().is_some_and(|host| !host.is_empty())

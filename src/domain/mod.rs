@@ -8,6 +8,7 @@
 //! (returned). A worker *takes* a run and gets a *lease*; whoever wins the *claim* may upload and
 //! finish it. The *gate* is Redis, the *ledger* is PostgreSQL and always right.
 
+pub mod admin_token;
 pub mod api_key;
 pub mod cursor;
 pub mod id;

@@ -1,5 +1,7 @@
 //! Plans: what a tenant may buy. Zero means without limit.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
@@ -21,6 +23,9 @@ pub struct Plan {
     /// The most that one run may reserve; zero leaves the platform's $10,000.
     #[serde(rename = "run_cost_max_usd", serialize_with = "amount_or_null")]
     pub run_cost_max: UsdMicros,
+    /// The same for runs of one pack, beside it; a pack that is not named has none of its own.
+    #[serde(rename = "pack_cost_max_usd")]
+    pub pack_cost_max: BTreeMap<String, UsdMicros>,
     /// New runs a minute; zero is unlimited.
     #[serde(serialize_with = "count_or_null")]
     pub runs_per_minute: i32,
@@ -79,7 +84,7 @@ impl Caller {
 pub enum PlanRefusal {
     /// The pack is not among the plan's.
     PackNotAllowed,
-    /// The cap is above what one run may reserve.
+    /// The cap is above what one run, or one of this pack, may reserve.
     MaxCostExceedsPlan {
         /// The most that this plan allows.
         limit: UsdMicros,
@@ -105,6 +110,12 @@ impl Plan {
         if self.run_cost_max.is_zero() { RESERVATION_MAX } else { self.run_cost_max.min(RESERVATION_MAX) }
     }
 
+    /// The most that one run of this pack may reserve.
+    pub fn reservation_max_of(&self, pack_type: &str) -> UsdMicros {
+        let all = self.reservation_max();
+        self.pack_cost_max.get(pack_type).map_or(all, |cap| all.min(*cap))
+    }
+
     /// The timebox of a run that names none.
     pub fn timebox_secs_default(&self) -> i32 {
         TIMEBOX_SECS_DEFAULT.min(self.timebox_secs_max)
@@ -126,8 +137,9 @@ impl Plan {
         if max_cost < RESERVATION_MIN {
             return Err(PlanRefusal::MaxCostTooLow { least: RESERVATION_MIN });
         }
-        if max_cost > self.reservation_max() {
-            return Err(PlanRefusal::MaxCostExceedsPlan { limit: self.reservation_max() });
+        let limit = self.reservation_max_of(pack_type);
+        if max_cost > limit {
+            return Err(PlanRefusal::MaxCostExceedsPlan { limit });
         }
         match i32::try_from(timebox_secs) {
             Ok(secs) if (1..=self.timebox_secs_max).contains(&secs) => Ok(secs),

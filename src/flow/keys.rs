@@ -1,16 +1,25 @@
-//! Keys: a tenant's own, managed with one of them. Nobody hands out more than they have.
+//! Keys: a tenant's own, managed with one of them, or by operators. Nobody hands out more than they have.
 
 use std::time::Duration;
 
-use super::{Ctx, Error};
+use super::{
+    Ctx, Error,
+    operator::{Operator, Refused, judged, wrong},
+};
 use crate::{
     domain::{
         api_key::{ApiKey, KeyDigest},
         id::{KeyId, TenantId},
         plan::Caller,
     },
-    store::{KeyRecord, NewKey, NewLimits},
+    store::{self, KeyRecord, NewKey, NewLimits, Store},
 };
+
+const LABEL_CHARS_MAX: usize = 200;
+/// How long a rotated key works on unless its owner says.
+pub const GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3_600);
+/// The longest that it may.
+pub const GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// What became of a wish for a key.
 #[derive(Debug)]
@@ -40,6 +49,69 @@ pub async fn touch(cx: &Ctx, key_id: KeyId) {
     if let Err(error) = cx.store.touch_key(key_id).await {
         tracing::debug!(%key_id, error = format!("{:#}", anyhow::Error::from(error)), "a key's use was not noted");
     }
+}
+
+/// Whether this can be a key's label.
+pub fn is_label(text: &str) -> bool {
+    text.chars().count() <= LABEL_CHARS_MAX && !text.contains('\0')
+}
+
+/// What a label must be.
+pub fn label_rule() -> String {
+    format!("must be a text of at most {LABEL_CHARS_MAX} characters")
+}
+
+/// What a grace must be.
+pub fn grace_rule() -> String {
+    format!("must be a whole number of seconds from 0 to {}", GRACE_MAX.as_secs())
+}
+
+/// Makes a key for an operator, who may hand out every right.
+///
+/// # Errors
+/// [`Refused`]; on one that passes there may be a key that nobody knows the secret of.
+pub async fn create_by_operator(store: &Store, by: Operator, key: NewKey) -> Result<Made, Refused> {
+    judged((!is_label(&key.label)).then(|| wrong("/label", label_rule())))?;
+    let secret = ApiKey::generate();
+    let made = match store.create_limited_key(&key, None, secret.digest()).await {
+        Err(store::Error::Refused(constraint)) if constraint == "api_keys_tenant_id_fkey" => {
+            return Err(Refused::NoTenant);
+        }
+        made => made?,
+    };
+    Ok(made.map_or(Made::Ended, |record| noted_operator("key created", by, record, secret)))
+}
+
+/// Makes a successor of any tenant's key for an operator; the key works for `grace` more.
+///
+/// # Errors
+/// [`Refused`]; on one that passes there may be a successor that nobody knows the secret of: it can be rotated.
+pub async fn rotate_by_operator(
+    store: &Store,
+    by: Operator,
+    key_id: KeyId,
+    grace: Duration,
+) -> Result<Made, Refused> {
+    judged((grace > GRACE_MAX).then(|| wrong("/grace_sec", grace_rule())))?;
+    let secret = ApiKey::generate();
+    let made = store.rotate_key(key_id, None, grace, secret.digest()).await?;
+    Ok(made.map_or(Made::Absent, |record| noted_operator("key rotated", by, record, secret)))
+}
+
+/// Revokes any tenant's key for an operator; a second time changes nothing. `None` for no such key.
+///
+/// # Errors
+/// [`Error`]
+pub async fn revoke_by_operator(
+    store: &Store,
+    by: Operator,
+    key_id: KeyId,
+) -> Result<Option<KeyRecord>, Error> {
+    let revoked = store.revoke_key(key_id).await?;
+    if let Some(KeyRecord { tenant_id, .. }) = &revoked {
+        tracing::info!(admin = by.door(), trace_id = by.trace_id(), %tenant_id, %key_id, "key revoked");
+    }
+    Ok(revoked)
 }
 
 /// Makes a key.
@@ -123,6 +195,12 @@ fn within(caller: &Caller, key: &NewKey) -> bool {
         (Some(_), NewLimits::Unlimited | NewLimits::Own { .. }) => false,
     };
     lasts && limited && caller.scopes.cover(&key.scopes)
+}
+
+fn noted_operator(what: &'static str, by: Operator, record: KeyRecord, secret: ApiKey) -> Made {
+    tracing::info!(admin = by.door(), trace_id = by.trace_id(), tenant_id = %record.tenant_id,
+        key_id = %record.key_id, "{what}");
+    Made::Key(Box::new(record), secret)
 }
 
 fn noted(what: &'static str, caller: &Caller, record: KeyRecord, secret: ApiKey) -> Made {

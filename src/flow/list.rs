@@ -25,7 +25,7 @@ pub struct Page<T> {
 
 impl<T> Page<T> {
     /// Cuts what was asked for with one row to spare.
-    fn cut(mut rows: Vec<T>, limit: u16) -> Self {
+    pub(super) fn cut(mut rows: Vec<T>, limit: u16) -> Self {
         let more = rows.len() > usize::from(limit);
         rows.truncate(usize::from(limit));
         Self { rows, more }

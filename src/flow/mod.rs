@@ -14,6 +14,8 @@ pub mod expire;
 pub mod finish;
 pub mod keys;
 pub mod list;
+pub mod operator;
+pub mod plans;
 pub mod poll;
 pub mod probe;
 pub mod read;
@@ -26,6 +28,7 @@ pub mod snapshot;
 pub mod submit;
 pub mod sweep;
 pub mod take;
+pub mod tenants;
 pub mod usage;
 
 use std::future::Future;

@@ -2,7 +2,7 @@
 //!
 //! With `--json` a command writes one document to stdout and nothing else; diagnostics go to stderr.
 
-use std::{fmt::Display, io::Write as _, sync::Arc, time::Duration};
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use serde_json::{Value, json};
@@ -15,15 +15,23 @@ use crate::{
         api_key::ApiKey,
         id::{KeyId, RunId, TenantId},
         money::UsdMicros,
+        plan::Plan,
+        scope::Scopes,
     },
-    flow::{self, Ctx, resolve::Resolved},
-    store::{self, Deposit, SchemaState, Store, TenantRecord},
+    flow::{
+        self, Ctx, deposit,
+        keys::{self, Made},
+        operator::{Operator, Refused},
+        plans::{self, Edit},
+        resolve::Resolved,
+        tenants::{self, Created},
+    },
+    pack::Registry,
+    store::{self, NewKey, NewLimits, SchemaState, Store, TenantRecord},
+    telemetry,
 };
 
 const PAGE_ROWS: i64 = 500;
-const NAME_CHARS_MAX: usize = 200;
-const LABEL_CHARS_MAX: usize = 200;
-const REFERENCE_CHARS_MAX: usize = 255;
 const REASON_CHARS_MAX: usize = 500;
 
 /// The command was asked for something that cannot be: wrong usage, which exits with 2.
@@ -79,11 +87,34 @@ async fn tenant(store: &Store, wanted: &str) -> anyhow::Result<TenantRecord> {
     }
 }
 
-fn refused(error: store::Error, constraint: &str, instead: impl Display) -> anyhow::Error {
-    match error {
-        store::Error::Refused(name) if name == constraint => anyhow!("{instead}"),
-        other => other.into(),
+/// Whatever changes something logs it, as the admin API does.
+fn begin(settings: &Settings) -> anyhow::Result<()> {
+    let (filter, json) = settings.log();
+    telemetry::init(&filter, json)
+}
+
+/// What a refusal is to somebody at a shell. Of wrong fields it names the options.
+fn refused(refused: Refused) -> anyhow::Error {
+    match refused {
+        Refused::Fields(errors) => {
+            let lines: Vec<_> =
+                errors.iter().map(|error| format!("{} {}", option(&error.pointer), error.detail)).collect();
+            WrongUsage(lines.join("\n")).into()
+        }
+        Refused::NoPlan(_) => anyhow!("{refused}; `dpp plan list` has them all"),
+        Refused::Failed(error) => error.into(),
+        refused => anyhow!("{refused}"),
     }
+}
+
+/// The option that sets a field: `/run_cost_max_usd` is `--run-cost-max`.
+fn option(pointer: &str) -> String {
+    let (field, pack) = pointer[1..].split_once('/').unwrap_or((&pointer[1..], ""));
+    let name = match field {
+        "allowed_packs" => "packs".to_owned(),
+        field => field.trim_end_matches("_usd").replace("_secs", "_sec").replace('_', "-"),
+    };
+    if pack.is_empty() { format!("--{name}") } else { format!("--{name} {pack}=") }
 }
 
 /// `dpp migrate`
@@ -91,6 +122,7 @@ fn refused(error: store::Error, constraint: &str, instead: impl Display) -> anyh
 /// # Errors
 /// When the database cannot be reached or a migration fails.
 pub async fn migrate(settings: &Settings, output: Output) -> anyhow::Result<bool> {
+    begin(settings)?;
     let applied = store::migrate(&settings.database_for_migrations()?).await?;
     output.show(&json!({ "applied": applied }), || match applied.len() {
         0 => "the database is up to date\n".to_owned(),
@@ -147,17 +179,9 @@ pub async fn create_tenant(
     plan: &str,
     deposit: Option<UsdMicros>,
 ) -> anyhow::Result<bool> {
-    if name.trim().is_empty() || name.chars().count() > NAME_CHARS_MAX {
-        wrong_usage!("--name is 1 to {NAME_CHARS_MAX} characters");
-    }
-    let store = store(settings)?;
-    let tenant = store.create_tenant(name, plan).await.map_err(|error| {
-        refused(
-            error,
-            "tenant_plans_plan_fkey",
-            format!("there is no plan {plan:?}; `dpp plan list` has them all"),
-        )
-    })?;
+    begin(settings)?;
+    let created = tenants::create(&store(settings)?, Operator::Cli, name, plan, None).await;
+    let (Created::New(tenant) | Created::Replayed(tenant)) = created.map_err(refused)?;
     if let Some(amount) = deposit.filter(|amount| !amount.is_zero()) {
         let reference = format!("tenant-create-{}", tenant.tenant_id);
         let posted = post(settings, tenant.tenant_id, amount, &reference).await;
@@ -206,10 +230,11 @@ pub async fn suspend_tenant(
     wanted: &str,
     suspended: bool,
 ) -> anyhow::Result<bool> {
+    begin(settings)?;
     let store = store(settings)?;
     let found = tenant(&store, wanted).await?;
-    store.set_suspended(found.tenant_id, suspended).await?;
-    let tenant = tenant(&store, &found.tenant_id.to_string()).await?;
+    let tenant = tenants::set_suspended(&store, Operator::Cli, found.tenant_id, suspended).await;
+    let tenant = tenant.map_err(refused)?;
     output.show(&json!(tenant), || format!("tenant {} is {}\n", tenant.tenant_id, tenant.status))?;
     Ok(true)
 }
@@ -224,14 +249,20 @@ pub async fn create_key(
     wanted: &str,
     label: &str,
 ) -> anyhow::Result<bool> {
-    if label.chars().count() > LABEL_CHARS_MAX {
-        wrong_usage!("--label is at most {LABEL_CHARS_MAX} characters");
-    }
+    begin(settings)?;
     let store = store(settings)?;
-    let tenant = tenant(&store, wanted).await?;
-    let key = ApiKey::generate();
-    let record = store.create_key(tenant.tenant_id, label, key.digest()).await?;
-    show_secret(output, &record, &key)
+    let tenant_id = tenant(&store, wanted).await?.tenant_id;
+    let key = NewKey {
+        tenant_id,
+        label: label.to_owned(),
+        scopes: Scopes::All,
+        expires_at: None,
+        limits: NewLimits::default(),
+    };
+    match keys::create_by_operator(&store, Operator::Cli, key).await.map_err(refused)? {
+        Made::Key(record, key) => show_secret(output, &record, &key),
+        _ => bail!("the key was not made"),
+    }
 }
 
 fn show_secret(output: Output, record: &store::KeyRecord, key: &ApiKey) -> anyhow::Result<bool> {
@@ -282,10 +313,12 @@ pub async fn rotate_key(
     key_id: KeyId,
     grace: Duration,
 ) -> anyhow::Result<bool> {
-    let key = ApiKey::generate();
-    let record = store(settings)?.rotate_key(key_id, None, grace, key.digest()).await?;
-    let record = record.with_context(|| format!("there is no working key {key_id}"))?;
-    show_secret(output, &record, &key)
+    begin(settings)?;
+    let made = keys::rotate_by_operator(&store(settings)?, Operator::Cli, key_id, grace).await;
+    match made.map_err(refused)? {
+        Made::Key(record, key) => show_secret(output, &record, &key),
+        _ => bail!("there is no key {key_id} that works and has no successor"),
+    }
 }
 
 /// `dpp key revoke`
@@ -293,7 +326,8 @@ pub async fn rotate_key(
 /// # Errors
 /// When there is no such key, or the database cannot be reached.
 pub async fn revoke_key(settings: &Settings, output: Output, key_id: KeyId) -> anyhow::Result<bool> {
-    let record = store(settings)?.revoke_key(key_id).await?;
+    begin(settings)?;
+    let record = keys::revoke_by_operator(&store(settings)?, Operator::Cli, key_id).await?;
     let record = record.with_context(|| format!("there is no key {key_id}"))?;
     output.show(&json!(record), || format!("key {} is revoked\n", record.key_id))?;
     Ok(true)
@@ -305,20 +339,41 @@ pub async fn revoke_key(settings: &Settings, output: Output, key_id: KeyId) -> a
 /// When the database cannot be reached.
 pub async fn list_plans(settings: &Settings, output: Output) -> anyhow::Result<bool> {
     let plans = store(settings)?.plans().await?;
-    output.show(&json!(plans), || {
-        plans
-            .iter()
-            .map(|plan| {
-                format!(
-                    "{:<12} run cost max ${}, timebox max {} s, retention {} days\n",
-                    plan.plan,
-                    plan.reservation_max(),
-                    plan.timebox_secs_max,
-                    plan.retention_days
-                )
-            })
-            .collect()
-    })?;
+    output.show(&json!(plans), || plans.iter().map(plan_line).collect())?;
+    Ok(true)
+}
+
+fn plan_line(plan: &Plan) -> String {
+    let amount = |amount: UsdMicros| match amount.is_zero() {
+        true => "unlimited".to_owned(),
+        false => format!("${amount}"),
+    };
+    let count = |count: i32| if count == 0 { "unlimited".to_owned() } else { count.to_string() };
+    let packs = plan.allowed_packs.as_ref().map_or("all".to_owned(), |packs| packs.join(","));
+    let caps: String = plan.pack_cost_max.iter().map(|(pack, cap)| format!(" ({pack} ${cap})")).collect();
+    format!(
+        "{:<12} packs {packs}, run cost max ${}{caps}, runs per minute {}, polls per minute {}, \
+         concurrent runs max {}, monthly spend max {}, timebox max {} s, retention {} days\n",
+        plan.plan,
+        plan.reservation_max(),
+        count(plan.runs_per_minute),
+        count(plan.polls_per_minute),
+        count(plan.concurrent_runs_max),
+        amount(plan.monthly_spend_max),
+        plan.timebox_secs_max,
+        plan.retention_days,
+    )
+}
+
+/// `dpp plan set`: makes a plan, or changes what is named of one.
+///
+/// # Errors
+/// When a limit is out of its bounds, a new plan is not named in full, or the database cannot be reached.
+pub async fn set_plan(settings: &Settings, output: Output, name: &str, edit: Edit) -> anyhow::Result<bool> {
+    begin(settings)?;
+    let packs = Registry::new(parts::packs(settings));
+    let set = plans::edit(&store(settings)?, &packs, Operator::Cli, name, edit).await.map_err(refused)?;
+    output.show(&json!(set.plan), || plan_line(&set.plan))?;
     Ok(true)
 }
 
@@ -332,16 +387,10 @@ pub async fn assign_plan(
     wanted: &str,
     plan: &str,
 ) -> anyhow::Result<bool> {
+    begin(settings)?;
     let store = store(settings)?;
     let found = tenant(&store, wanted).await?;
-    store.assign_plan(found.tenant_id, plan).await.map_err(|error| {
-        refused(
-            error,
-            "tenant_plans_plan_fkey",
-            format!("there is no plan {plan:?}; `dpp plan list` has them all"),
-        )
-    })?;
-    let tenant = tenant(&store, &found.tenant_id.to_string()).await?;
+    let tenant = tenants::assign_plan(&store, Operator::Cli, found.tenant_id, plan).await.map_err(refused)?;
     output.show(&json!(tenant), || format!("tenant {} is on plan {}\n", tenant.tenant_id, tenant.plan))?;
     Ok(true)
 }
@@ -385,39 +434,25 @@ pub async fn deposit(
     amount: UsdMicros,
     reference: &str,
 ) -> anyhow::Result<bool> {
+    begin(settings)?;
     let store = store(settings)?;
     let tenant = tenant(&store, wanted).await?;
-    if post(settings, tenant.tenant_id, amount, reference).await? == Deposit::Already {
+    if post(settings, tenant.tenant_id, amount, reference).await? {
         eprint_line(&format!("reference {reference:?} was deposited before; nothing changed"));
     }
     show_balance(output, &store, tenant.tenant_id).await
 }
 
+/// Whether it was deposited before.
 async fn post(
     settings: &Settings,
     tenant_id: TenantId,
     amount: UsdMicros,
     reference: &str,
-) -> anyhow::Result<Deposit> {
-    if amount.is_zero() {
-        wrong_usage!("--amount must be above 0");
-    }
-    let visible = reference.chars().all(|char| !char.is_control());
-    if reference.is_empty() || reference.chars().count() > REFERENCE_CHARS_MAX || !visible {
-        wrong_usage!("--reference is 1 to {REFERENCE_CHARS_MAX} characters without control characters");
-    }
+) -> anyhow::Result<bool> {
     let cx = context(settings).await?;
-    let outcome = flow::deposit::deposit(&cx, tenant_id, amount, reference).await?;
-    match outcome.with_context(|| format!("there is no tenant {tenant_id}"))? {
-        outcome @ (Deposit::Posted | Deposit::Already) => Ok(outcome),
-        Deposit::ReferenceReused { amount: before } => {
-            bail!("reference {reference:?} was used for a deposit of ${before} before; nothing changed")
-        }
-        Deposit::AboveMaximum { deposited } => bail!(
-            "${deposited} is deposited, and a tenant's deposits may not pass ${}; nothing changed",
-            UsdMicros::MAX
-        ),
-    }
+    let posted = deposit::by_operator(&cx, Operator::Cli, tenant_id, amount, reference).await;
+    Ok(posted.map_err(refused)?.replayed)
 }
 
 /// `dpp run resolve`

@@ -75,7 +75,8 @@ fn start_api(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Re
         .with_context(|| format!("cannot listen on {host}:{port} (DPP_HOST, DPP_PORT)"))?;
     tracing::info!(address = %listener.local_addr()?, "the API listens");
     let app = api::App::new(Arc::clone(cx), life.detached(), settings.public_url())
-        .with_origins(settings.origins());
+        .with_origins(settings.origins())
+        .with_admin(settings.admin_token().as_ref());
     let server = api::serve(listener, app, life.grace(), life.soft())?;
     life.run("api", server);
     Ok(())

@@ -1,9 +1,10 @@
 //! A tenant's books: balances from snapshot plus tail, and the exclusive lock under which budgets are
 //! computed and deposits posted.
 
+use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{BigInt, Bytea, Text, Uuid as SqlUuid},
+    sql_types::{BigInt, Bytea, Text, Timestamptz, Uuid as SqlUuid},
 };
 use diesel_async::TransactionManager as _;
 use uuid::Uuid;
@@ -181,6 +182,39 @@ impl Store {
         let rows: Vec<MonthRow> =
             self.rows("month", Sql::new(MONTH).bind(self.offset()).bind(tenant_id.0)).await?;
         one(rows)?.books(tenant_id)
+    }
+
+    /// When a reference was deposited, and how much.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn find_deposit(
+        &self,
+        tenant_id: TenantId,
+        reference: &str,
+    ) -> Result<Option<(UsdMicros, DateTime<Utc>)>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = BigInt)]
+            amount_usd_micros: i64,
+            #[diesel(sql_type = Timestamptz)]
+            created_at: DateTime<Utc>,
+        }
+        let sql = Sql::new(
+            "-- find_deposit\nSELECT amount_usd_micros, created_at FROM ledger_transfers \
+             WHERE tenant_id = $1::uuid AND reference = $2::text",
+        )
+        .bind(tenant_id.0)
+        .bind(reference);
+        let row: Option<Row> = self.row("find_deposit", sql).await?;
+        row.map(|row| match UsdMicros::new(row.amount_usd_micros) {
+            Ok(amount) => Ok((amount, row.created_at)),
+            Err(bad) => Err(Error::Corrupt {
+                table: "ledger_transfers",
+                detail: format!("tenant {tenant_id}, reference {reference:?}: {bad}"),
+            }),
+        })
+        .transpose()
     }
 
     /// The epoch under which holds of this tenant may be inserted; `None` for no such tenant.

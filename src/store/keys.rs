@@ -40,9 +40,10 @@ pub struct NewKey {
 }
 
 /// The limits of a key in the making.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum NewLimits {
     /// None.
+    #[default]
     Unlimited,
     /// Limits of its own, which make it the root of a family; zero is unlimited.
     Own {
@@ -291,7 +292,7 @@ impl Store {
             label: label.to_owned(),
             scopes: Scopes::All,
             expires_at: None,
-            limits: NewLimits::Unlimited,
+            limits: NewLimits::default(),
         };
         let record = self.create_limited_key(&key, None, digest).await?;
         record.ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))

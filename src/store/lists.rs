@@ -96,8 +96,12 @@ impl Store {
             };
         }
         let text = match filter.status {
-            // Open runs are few and have an index of their own, of which a parameter tells nothing.
+            // Open runs, and those that did not complete, have indexes of their own, of which a parameter tells
+            // nothing.
             Some("QUEUED" | "PROCESSING") => text!("AND run.status IN ('QUEUED', 'PROCESSING')"),
+            Some("FAILED") => text!("AND run.status = 'FAILED'"),
+            Some("EXPIRED") => text!("AND run.status = 'EXPIRED'"),
+            Some("CANCELLED") => text!("AND run.status = 'CANCELLED'"),
             _ => text!(""),
         };
         let sql = Sql::new(text)

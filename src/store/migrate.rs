@@ -47,6 +47,11 @@ pub async fn migrate(url: &SecretString) -> anyhow::Result<Vec<String>> {
     connection.batch_execute("SET statement_timeout = 0; SET lock_timeout = '60s'").await?;
     lock(&mut connection).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
+    if !harness.pending_migrations(MIGRATIONS).map_err(unreadable)?.is_empty() {
+        let mut connection = harness.into_inner();
+        drop_unfinished_indexes(&mut connection).await?;
+        harness = AsyncMigrationHarness::new(connection);
+    }
     let applied =
         harness.run_pending_migrations(MIGRATIONS).map_err(|error| anyhow!("a migration failed: {error}"))?;
     Ok(applied.iter().map(ToString::to_string).collect())
@@ -75,6 +80,36 @@ async fn lock(connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
     waited.context("another process has been migrating this database for too long")?
 }
 
+/// Drops what is left of our indexes whose building, CONCURRENTLY and so outside a transaction, was cut short:
+/// they serve no query, and stand in the way of their migration. Others' indexes, and those that are being
+/// built right now, are none of ours.
+async fn drop_unfinished_indexes(connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
+    #[derive(QueryableByName)]
+    struct Index {
+        #[diesel(sql_type = Text)]
+        name: String,
+    }
+    let unfinished = Sql::new(
+        "-- unfinished_indexes\nSELECT relation.relname::text AS name \
+         FROM pg_index JOIN pg_class AS relation ON relation.oid = pg_index.indexrelid \
+         WHERE NOT pg_index.indisvalid AND relation.relnamespace = 'public'::regnamespace \
+            AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index AS building \
+                WHERE building.index_relid = pg_index.indexrelid)",
+    );
+    let unfinished: Vec<Index> = unfinished.load(connection).await?;
+    for Index { name } in unfinished {
+        if EXPECTED.lines().any(|line| line.starts_with(&format!("index {name} on "))) {
+            tracing::warn!(index = name, "an index was left unfinished; dropping it, to build it anew");
+            connection.batch_execute(&format!("DROP INDEX CONCURRENTLY public.\"{name}\"")).await?;
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(error: Box<dyn std::error::Error + Send + Sync>) -> anyhow::Error {
+    anyhow!("cannot read the migrations: {error}")
+}
+
 /// Compares a database with this build.
 ///
 /// # Errors
@@ -82,17 +117,15 @@ async fn lock(connection: &mut AsyncPgConnection) -> anyhow::Result<()> {
 pub async fn schema_state(url: &SecretString) -> anyhow::Result<SchemaState> {
     let connection = open(url).await?;
     let mut harness = AsyncMigrationHarness::new(connection);
-    let failed =
-        |error: Box<dyn std::error::Error + Send + Sync>| anyhow!("cannot read the migrations: {error}");
-    let pending = harness.pending_migrations(MIGRATIONS).map_err(failed)?;
+    let pending = harness.pending_migrations(MIGRATIONS).map_err(unreadable)?;
     if !pending.is_empty() {
         return Ok(SchemaState::Pending(
             pending.iter().map(|migration| migration.name().to_string()).collect(),
         ));
     }
-    let applied = harness.applied_migrations().map_err(failed)?;
+    let applied = harness.applied_migrations().map_err(unreadable)?;
     let known =
-        diesel::migration::MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(failed)?;
+        diesel::migration::MigrationSource::<diesel::pg::Pg>::migrations(&MIGRATIONS).map_err(unreadable)?;
     let known: BTreeSet<_> = known.iter().map(|migration| migration.name().version().to_string()).collect();
     let ahead: Vec<_> =
         applied.iter().map(ToString::to_string).filter(|version| !known.contains(version)).collect();

@@ -3,12 +3,18 @@
 use chrono::{DateTime, Utc};
 use diesel::{
     QueryableByName,
-    sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid},
+    sql_types::{Array, BigInt, Bytea, Integer, Jsonb, Nullable, Text, Timestamptz, Uuid as SqlUuid},
 };
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{Error, Store, sql::Sql};
-use crate::domain::{id::TenantId, money::UsdMicros, plan::Plan};
+use crate::domain::{
+    id::TenantId,
+    idempotency::{IdempotencyKey, PayloadHash},
+    money::UsdMicros,
+    plan::Plan,
+};
 
 /// A tenant, as operators see it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -55,7 +61,8 @@ impl From<TenantRow> for TenantRecord {
 macro_rules! plan_columns {
     () => {
         "plan.plan, plan.allowed_packs, plan.run_cost_max_usd_micros, plan.runs_per_minute, plan.polls_per_minute, \
-         plan.concurrent_runs_max, plan.monthly_spend_max_usd_micros, plan.timebox_secs_max, plan.retention_days"
+         plan.concurrent_runs_max, plan.monthly_spend_max_usd_micros, plan.timebox_secs_max, plan.retention_days, \
+         plan.pack_cost_max_usd_micros"
     };
 }
 pub(super) use plan_columns;
@@ -80,17 +87,26 @@ pub(super) struct PlanRow {
     timebox_secs_max: i32,
     #[diesel(sql_type = Integer)]
     retention_days: i32,
+    #[diesel(sql_type = Jsonb)]
+    pack_cost_max_usd_micros: Value,
 }
 
 impl TryFrom<PlanRow> for Plan {
     type Error = Error;
 
     fn try_from(row: PlanRow) -> Result<Self, Error> {
-        let amount = |micros| {
-            UsdMicros::new(micros)
-                .map_err(|bad| Error::Corrupt { table: "plans", detail: format!("plan {}: {bad}", row.plan) })
+        let corrupt =
+            |what: String| Error::Corrupt { table: "plans", detail: format!("plan {}: {what}", row.plan) };
+        let amount = |micros| UsdMicros::new(micros).map_err(|bad| corrupt(bad.to_string()));
+        let cap = |(pack, micros): (&String, &Value)| {
+            let cap = micros.as_i64().and_then(|micros| UsdMicros::new(micros).ok());
+            cap.map(|cap| (pack.clone(), cap))
+                .ok_or_else(|| corrupt(format!("{micros} for {pack} is no amount")))
         };
+        let caps = row.pack_cost_max_usd_micros.as_object();
+        let caps = caps.ok_or_else(|| corrupt("its packs' limits are no object".to_owned()))?;
         Ok(Self {
+            pack_cost_max: caps.iter().map(cap).collect::<Result<_, _>>()?,
             run_cost_max: amount(row.run_cost_max_usd_micros)?,
             monthly_spend_max: amount(row.monthly_spend_max_usd_micros)?,
             allowed_packs: row.allowed_packs,
@@ -104,13 +120,23 @@ impl TryFrom<PlanRow> for Plan {
     }
 }
 
-const TENANTS: &str = "-- tenants\nSELECT tenant.tenant_id, tenant.name, coalesce(assigned.plan, '') AS plan, \
-        tenant.status, tenant.created_at \
-     FROM tenants AS tenant LEFT JOIN tenant_plans AS assigned \
-        ON assigned.tenant_id = tenant.tenant_id AND assigned.ended_at IS NULL \
-     WHERE ($1::uuid IS NULL OR tenant.tenant_id = $1::uuid) AND ($2::text IS NULL OR tenant.name = $2::text) \
+macro_rules! tenants {
+    ($rest:literal) => {
+        concat!(
+            "-- tenants\nSELECT tenant.tenant_id, tenant.name, coalesce(assigned.plan, '') AS plan, \
+                tenant.status, tenant.created_at \
+             FROM tenants AS tenant LEFT JOIN tenant_plans AS assigned \
+                ON assigned.tenant_id = tenant.tenant_id AND assigned.ended_at IS NULL ",
+            $rest
+        )
+    };
+}
+
+const TENANTS: &str = tenants!(
+    "WHERE ($1::uuid IS NULL OR tenant.tenant_id = $1::uuid) AND ($2::text IS NULL OR tenant.name = $2::text) \
         AND ($3::uuid IS NULL OR tenant.tenant_id > $3::uuid) \
-     ORDER BY tenant.tenant_id LIMIT $4::bigint";
+     ORDER BY tenant.tenant_id LIMIT $4::bigint"
+);
 
 impl Store {
     /// Makes a tenant on a plan, in one statement.
@@ -118,22 +144,79 @@ impl Store {
     /// # Errors
     /// [`Error::Refused`] by `tenant_plans_plan_fkey` for an unknown plan, or by `tenants_name_check`.
     pub async fn create_tenant(&self, name: &str, plan: &str) -> Result<TenantRecord, Error> {
+        self.insert_tenant(name, plan, None).await
+    }
+
+    /// The same, once for each key; [`Store::find_creation`] tells of the first time.
+    ///
+    /// # Errors
+    /// As [`Store::create_tenant`], and [`Error::Refused`] by `tenant_creations_pkey` where the key has made
+    /// a tenant before.
+    pub async fn create_tenant_once(
+        &self,
+        name: &str,
+        plan: &str,
+        key: &IdempotencyKey,
+        payload: PayloadHash,
+    ) -> Result<TenantRecord, Error> {
+        self.insert_tenant(name, plan, Some((key, payload))).await
+    }
+
+    async fn insert_tenant(
+        &self,
+        name: &str,
+        plan: &str,
+        once: Option<(&IdempotencyKey, PayloadHash)>,
+    ) -> Result<TenantRecord, Error> {
         let sql = Sql::new(
             "-- create_tenant\nWITH tenant AS ( \
                 INSERT INTO tenants (tenant_id, name, created_at) \
-                VALUES ($1::uuid, $2::text, statement_timestamp() + $3::bigint * interval '1 microsecond') RETURNING * \
+                VALUES ($1::uuid, $2::text, statement_timestamp() + $3::bigint * interval '1 microsecond') \
+                RETURNING tenant_id, name, status, created_at \
              ), assigned AS ( \
                 INSERT INTO tenant_plans (tenant_id, plan, assigned_at) \
                 SELECT tenant_id, $4::text, created_at FROM tenant RETURNING plan \
+             ), creation AS ( \
+                INSERT INTO tenant_creations (idempotency_key, payload_sha256, tenant_id) \
+                SELECT $5::text, $6::bytea, tenant_id FROM tenant WHERE $5::text IS NOT NULL \
              ) SELECT tenant.tenant_id, tenant.name, assigned.plan, tenant.status, tenant.created_at \
              FROM tenant, assigned",
         )
         .bind(TenantId::new().0)
         .bind(name)
         .bind(self.offset())
-        .bind(plan);
+        .bind(plan)
+        .bind(once.map(|(key, _)| key.as_str().to_owned()))
+        .bind(once.map_or_else(Vec::new, |(_, payload)| payload.0.to_vec()));
         let row: Option<TenantRow> = self.row("create_tenant", sql).await?;
         row.map(TenantRecord::from).ok_or_else(|| Error::Query(anyhow::anyhow!("no row")))
+    }
+
+    /// Which tenant a key has made, and of which request.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn find_creation(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Result<Option<(TenantId, PayloadHash)>, Error> {
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = SqlUuid)]
+            tenant_id: Uuid,
+            #[diesel(sql_type = Bytea)]
+            payload_sha256: Vec<u8>,
+        }
+        let sql = Sql::new(
+            "-- find_creation\nSELECT tenant_id, payload_sha256 FROM tenant_creations WHERE idempotency_key = $1::text",
+        )
+        .bind(key.as_str());
+        let Some(row) = self.row::<Row>("find_creation", sql).await? else { return Ok(None) };
+        let payload = row.payload_sha256.try_into().ok().map(PayloadHash);
+        payload.map(|payload| Some((TenantId(row.tenant_id), payload))).ok_or_else(|| Error::Corrupt {
+            table: "tenant_creations",
+            detail: format!("of tenant {}: no hash of 32 bytes", row.tenant_id),
+        })
     }
 
     /// The tenant of this id.
@@ -166,6 +249,24 @@ impl Store {
             .bind(after.map(|tenant| tenant.0))
             .bind(limit);
         let rows: Vec<TenantRow> = self.rows("tenants", sql).await?;
+        Ok(rows.into_iter().map(TenantRecord::from).collect())
+    }
+
+    /// Tenants in the order of their ids, the newest first, after `after`.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn list_tenants(
+        &self,
+        after: Option<TenantId>,
+        limit: i64,
+    ) -> Result<Vec<TenantRecord>, Error> {
+        const TEXT: &str = tenants!(
+            "WHERE tenant.tenant_id < coalesce($1::uuid, 'ffffffff-ffff-ffff-ffff-ffffffffffff') \
+             ORDER BY tenant.tenant_id DESC LIMIT $2::bigint"
+        );
+        let sql = Sql::new(TEXT).bind(after.map(|tenant| tenant.0)).bind(limit);
+        let rows: Vec<TenantRow> = self.rows("list_tenants", sql).await?;
         Ok(rows.into_iter().map(TenantRecord::from).collect())
     }
 
@@ -216,6 +317,55 @@ impl Store {
             concat!("-- plans\nSELECT ", plan_columns!(), " FROM plans AS plan ORDER BY plan.plan");
         let rows: Vec<PlanRow> = self.rows("plans", Sql::new(TEXT)).await?;
         rows.into_iter().map(Plan::try_from).collect()
+    }
+
+    /// The plan of this name.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn find_plan(&self, plan: &str) -> Result<Option<Plan>, Error> {
+        const TEXT: &str = concat!(
+            "-- find_plan\nSELECT ",
+            plan_columns!(),
+            " FROM plans AS plan WHERE plan.plan = $1::text"
+        );
+        let row: Option<PlanRow> = self.row("find_plan", Sql::new(TEXT).bind(plan)).await?;
+        row.map(Plan::try_from).transpose()
+    }
+
+    /// Makes a plan, or makes the one of this name what this one is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] by `plans_limits_check` or `plans_pack_cost_max_usd_micros_check`.
+    pub async fn put_plan(&self, plan: &Plan) -> Result<(), Error> {
+        const TEXT: &str = concat!(
+            "-- put_plan\nINSERT INTO plans AS plan (plan, allowed_packs, run_cost_max_usd_micros, runs_per_minute, \
+                polls_per_minute, concurrent_runs_max, monthly_spend_max_usd_micros, timebox_secs_max, \
+                retention_days, pack_cost_max_usd_micros) \
+             VALUES ($1::text, $2::text[], $3::bigint, $4::integer, $5::integer, $6::integer, $7::bigint, \
+                $8::integer, $9::integer, $10::json::jsonb) \
+             ON CONFLICT (plan) DO UPDATE SET allowed_packs = excluded.allowed_packs, \
+                run_cost_max_usd_micros = excluded.run_cost_max_usd_micros, \
+                runs_per_minute = excluded.runs_per_minute, polls_per_minute = excluded.polls_per_minute, \
+                concurrent_runs_max = excluded.concurrent_runs_max, \
+                monthly_spend_max_usd_micros = excluded.monthly_spend_max_usd_micros, \
+                timebox_secs_max = excluded.timebox_secs_max, retention_days = excluded.retention_days, \
+                pack_cost_max_usd_micros = excluded.pack_cost_max_usd_micros RETURNING ",
+            plan_columns!()
+        );
+        let caps = plan.pack_cost_max.iter().map(|(pack, cap)| (pack.clone(), Value::from(cap.get())));
+        let sql = Sql::new(TEXT)
+            .bind(plan.plan.as_str())
+            .bind(plan.allowed_packs.clone())
+            .bind(plan.run_cost_max.get())
+            .bind(plan.runs_per_minute)
+            .bind(plan.polls_per_minute)
+            .bind(plan.concurrent_runs_max)
+            .bind(plan.monthly_spend_max.get())
+            .bind(plan.timebox_secs_max)
+            .bind(plan.retention_days)
+            .bind(Value::Object(caps.collect()));
+        self.row::<PlanRow>("put_plan", sql).await.map(drop)
     }
 
     /// Ends the tenant's plan and begins another, in one statement: there is never a second active

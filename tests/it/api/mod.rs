@@ -1,5 +1,6 @@
 //! The API's doors: every path needs a key, every error is a problem, and nobody sees another's.
 
+mod admin;
 mod edge;
 mod keys;
 mod limits;

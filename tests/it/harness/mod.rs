@@ -127,7 +127,9 @@ impl TestApp {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone());
-        let app = api::App::new(Arc::clone(&cx), detached, url.clone()).with_origins(settings.origins());
+        let app = api::App::new(Arc::clone(&cx), detached, url.clone())
+            .with_origins(settings.origins())
+            .with_admin(settings.admin_token().as_ref());
         let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
         tasks.spawn(server);
         let http = reqwest::Client::builder()

@@ -196,3 +196,45 @@ async fn processes_that_migrate_at_once_wait_for_each_other() {
     let state = dpp::store::schema_state(&url.into()).await.unwrap();
     assert_eq!(state, dpp::store::SchemaState::Current);
 }
+
+/// An index whose building was cut short is there, good for nothing, and in the way of the next `dpp migrate`;
+/// one that was finished and not written down is in its way too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_whose_building_was_interrupted_is_built_anew() {
+    const INDEX: &str = "runs_tenant_id_created_at_run_id_idx";
+    let app = crate::harness::TestApp::start().await;
+    let tenant = app.tenant("2").await;
+    for key in ["one", "two"] {
+        app.submit(&tenant, key, "1").await;
+    }
+    let forget = "DELETE FROM __diesel_schema_migrations WHERE version = '20261121000103'";
+    let state = async || {
+        let sql = format!("SELECT indisvalid FROM pg_index WHERE indexrelid = '{INDEX}'::regclass");
+        app.place.sql(&sql).await[0][0].clone().unwrap()
+    };
+    app.place.sql(&format!("{forget}; DROP INDEX {INDEX}")).await;
+    // One index is cut short under its name, and another by somebody else's hands, who may want it.
+    let url = app.place.database_url.clone();
+    let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+    let driver = tokio::spawn(connection);
+    for name in [INDEX, "somebody_elses_idx"] {
+        let build = format!("CREATE UNIQUE INDEX CONCURRENTLY {name} ON runs ((1))");
+        assert!(client.simple_query(&build).await.is_err(), "two runs are alike in that");
+    }
+    drop(client);
+    driver.await.unwrap().unwrap();
+    assert_eq!(state().await, "f");
+
+    let (code, out, err) = crate::harness::process::dpp(&app.place, &["migrate"]).await;
+    assert_eq!((code, out.contains("20261121000103"), err.contains(INDEX)), (0, true, true), "{out} {err}");
+    assert_eq!(state().await, "t");
+    let left = "SELECT 1 FROM pg_class WHERE relname = 'somebody_elses_idx'";
+    assert_eq!(app.place.sql(left).await.len(), 1, "it is no business of ours");
+    app.place.sql("DROP INDEX somebody_elses_idx").await;
+
+    app.place.sql(forget).await;
+    let (code, out, err) = crate::harness::process::dpp(&app.place, &["migrate"]).await;
+    assert_eq!((code, out.contains("20261121000103")), (0, true), "{out} {err}");
+    assert_eq!(crate::harness::process::dpp(&app.place, &["migrate", "--check"]).await.0, 0);
+    app.finish().await;
+}

@@ -1,0 +1,1 @@
+DROP INDEX CONCURRENTLY runs_tenant_id_status_created_at_run_id_idx;
