@@ -28,6 +28,7 @@ pub async fn budget(
     request: HttpRequest,
     caller: Caller<UsageRead>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
     let balance = app.detached.run(async move { Ok(cx.store.balance(tenant_id).await?) }).await;

@@ -32,6 +32,7 @@ use crate::{
     },
     pack::FieldError,
     store::NewKey,
+    wire::json::whole,
 };
 
 const LABEL_CHARS_MAX: usize = 200;
@@ -46,6 +47,7 @@ pub async fn create(
     caller: Caller<KeysManage>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let key = new_key(json_object(&request, &body.0)?, &caller)?;
     let cx = app.cx.clone();
@@ -63,12 +65,15 @@ pub async fn rotate(
     key_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let mut members = if body.0.is_empty() { Map::new() } else { json_object(&request, &body.0)? };
     let mut errors = Vec::new();
     let grace_secs = match members.remove("grace_sec") {
         None => Some(GRACE_SECS_DEFAULT),
-        Some(value) => value.as_u64().filter(|secs| *secs <= GRACE_SECS_MAX),
+        Some(value) => {
+            whole(&value).and_then(|secs| u64::try_from(secs).ok()).filter(|secs| *secs <= GRACE_SECS_MAX)
+        }
     };
     if grace_secs.is_none() {
         wrong(
@@ -96,6 +101,7 @@ pub async fn revoke(
     caller: Caller<KeysManage>,
     key_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
     let cx = app.cx.clone();
