@@ -3,10 +3,10 @@
 dpp := $(or $(CARGO_TARGET_DIR),target)/debug/dpp
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test chaos sim scale mutants check deny schema
+.PHONY: help dev test contract redocly chaos sim scale mutants check deny schema
 
 help: ## Lists these.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 dev: ## Everything on this machine, until Ctrl-C: make dev ARGS='--port 8001'
 	@.ci/setup dev
@@ -17,6 +17,17 @@ test: ## What CI runs: checks, then every test. One test: make test ARGS=name
 	@.ci/setup
 	@$(MAKE) --no-print-directory check
 	.ci/with-ministack cargo test $(ARGS)
+	$(if $(ARGS),,.ci/contract/run)
+
+contract: ## The running server against its OpenAPI document, with tools of others: make contract SECS=600 SEED=7
+	@.ci/setup
+	cargo build
+	SEED=$(SEED) .ci/contract/run $(SECS)
+
+redocly: ## What Redocly's linter finds in the OpenAPI document; needs Node.js
+	cargo build
+	$(dpp) openapi > target/openapi.json
+	npx --yes @redocly/cli@2.77.0 lint --config .redocly.yaml target/openapi.json
 
 chaos: ## Real processes killed, paused and cut off for a while: make chaos SECS=300 SEED=7
 	@.ci/setup

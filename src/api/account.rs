@@ -28,6 +28,7 @@ pub async fn budget(
     request: HttpRequest,
     caller: Caller<UsageRead>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let (cx, caller) = (app.cx.clone(), caller.0);
     let (tenant_id, limits) = (caller.tenant_id, caller.key_limits);

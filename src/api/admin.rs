@@ -41,6 +41,7 @@ use crate::{
     },
     pack::FieldError,
     store::{NewKey, NewLimits},
+    wire::json::whole,
 };
 
 /// Whoever holds the admin token, in one request.
@@ -69,6 +70,7 @@ pub async fn create_tenant(
     admin: Admin,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let key = key(&request, "the tenant, such as your customer's id")?;
     let mut fields = Fields::of(&request, &body)?;
     let name = fields.text("name", None);
@@ -105,6 +107,7 @@ pub async fn tenant(
     _: Admin,
     tenant_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let tenant_id = tenant_of(&tenant_id)?;
     let tenant = asked(&app, &request, |cx| async move { tenants::find(&cx.store, tenant_id).await }).await?;
     Ok(HttpResponse::Ok().json(shape::TenantBudget::from(tenant)))
@@ -137,6 +140,7 @@ async fn set_suspended(
     tenant_id: &str,
     suspended: bool,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(request)?;
     let tenant_id = tenant_of(tenant_id)?;
     let tenant = changed(app, request, |cx| async move {
         tenants::set_suspended(&cx.store, admin.0, tenant_id, suspended).await
@@ -152,6 +156,7 @@ pub async fn assign_plan(
     tenant_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let mut fields = Fields::of(&request, &body)?;
     let plan = fields.text("plan", None);
     fields.end("plan is")?;
@@ -170,6 +175,7 @@ pub async fn deposit(
     tenant_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let reference = key(&request, "the deposit, such as the payment's id: it is the deposit's reference")?;
     let mut fields = Fields::of(&request, &body)?;
     let amount = fields.take("amount_usd");
@@ -201,6 +207,7 @@ pub async fn create_key(
     tenant_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let members = if body.0.is_empty() { Map::new() } else { json_object(&request, &body.0)? };
     let tenant_id = tenant_of(&tenant_id)?;
     let like = NewKey {
@@ -243,6 +250,7 @@ pub async fn rotate_key(
     key_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let grace = grace(&request, &body)?;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
     let made = changed(&app, &request, |cx| async move {
@@ -258,6 +266,7 @@ pub async fn revoke_key(
     admin: Admin,
     key_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
     let revoked = changed(&app, &request, |cx| async move {
         Ok(keys::revoke_by_operator(&cx.store, admin.0, key_id).await?)
@@ -267,6 +276,7 @@ pub async fn revoke_key(
 
 /// `GET /v1/admin/plans`
 pub async fn plans(app: Data<App>, request: HttpRequest, _: Admin) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let data = asked(&app, &request, |cx| async move { Ok(cx.store.plans().await?) }).await?;
     Ok(HttpResponse::Ok().json(shape::All { data: data.into_iter().map(shape::Plan::from).collect() }))
 }
@@ -278,6 +288,7 @@ pub async fn plan(
     _: Admin,
     name: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let plan = asked(&app, &request, |cx| async move { plans::find(&cx.store, &name).await }).await?;
     let plan = plan.ok_or_else(|| Problem::new(Kind::NotFound, "There is no such plan."))?;
     Ok(HttpResponse::Ok().json(shape::Plan::from(plan)))
@@ -291,6 +302,7 @@ pub async fn put_plan(
     name: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let mut fields = Fields::of(&request, &body)?;
     if fields.take("plan").is_some_and(|plan| plan != name.as_str()) {
         fields.wrong("plan", "must be the name in the path, or left out");
@@ -443,7 +455,7 @@ impl Fields {
         self.required(name, "must be a whole number", |value| match value {
             Value::Null => Some(0),
             // Beyond what fits is out of every range.
-            value => value.as_i64().or(value.as_u64().map(|_| i64::MAX)),
+            value => whole(value).or(value.as_u64().map(|_| i64::MAX)),
         })
     }
 

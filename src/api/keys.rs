@@ -33,6 +33,7 @@ use crate::{
     },
     pack::FieldError,
     store::{NewKey, NewLimits},
+    wire::json::whole,
 };
 
 /// `POST /v1/keys`
@@ -42,6 +43,7 @@ pub async fn create(
     caller: Caller<KeysManage>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     // What it does not say it has of the key that asks.
     let like = NewKey {
@@ -67,6 +69,7 @@ pub async fn rotate(
     key_id: web::Path<String>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let grace = grace(&request, &body)?;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
@@ -84,6 +87,7 @@ pub async fn revoke(
     caller: Caller<KeysManage>,
     key_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let trace_id = ids(&request).trace_id;
     let Ok(key_id) = key_id.parse() else { return Err(no_such_key()) };
     let cx = app.cx.clone();
@@ -155,7 +159,8 @@ pub(super) fn grace(request: &HttpRequest, body: &Body) -> Result<Duration, Prob
     let grace = match members.remove("grace_sec") {
         None => GRACE_DEFAULT,
         Some(value) => {
-            let grace = value.as_u64().map(Duration::from_secs).filter(|grace| *grace <= GRACE_MAX);
+            let secs = whole(&value).and_then(|secs| u64::try_from(secs).ok());
+            let grace = secs.map(Duration::from_secs).filter(|grace| *grace <= GRACE_MAX);
             if grace.is_none() {
                 wrong(&mut errors, "grace_sec", &keys::grace_rule());
             }
@@ -217,7 +222,7 @@ fn new_limits(members: &mut Map<String, Value>, errors: &mut Vec<FieldError>, li
     let mut per_minute = |name: &str| match members.remove(name) {
         None | Some(Value::Null) => 0,
         Some(value) => {
-            let count = value.as_i64().and_then(|count| i32::try_from(count).ok()).filter(|count| *count > 0);
+            let count = whole(&value).and_then(|count| i32::try_from(count).ok()).filter(|count| *count > 0);
             if count.is_none() {
                 wrong(errors, name, "must be a whole number of at least 1; leave it out for no limit");
             }

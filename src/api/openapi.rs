@@ -12,8 +12,12 @@ use super::{
     shape,
 };
 use crate::{
-    domain::{run::RunState, scope::Scope},
-    pack::{Pack as _, decision::DecisionPack},
+    domain::{
+        money::{BadAmount, UsdMicros},
+        run::RunState,
+        scope::Scope,
+    },
+    pack::{FieldError, Pack as _, decision::DecisionPack},
 };
 
 /// What the document says before its operations.
@@ -64,12 +68,13 @@ fn schemas() -> Schemas {
     schemas.add::<shape::ProblemPage>("ProblemPage");
     schemas.add::<shape::All<shape::ProblemPage>>("ProblemList");
     schemas.add::<shape::Health>("Health");
-    schemas.0.insert("Document".to_owned(), json!({
-        "type": "object", "required": ["openapi", "info", "paths"],
+    let document = json!({
+        "type": "object",
         "description": "An OpenAPI 3.1 document.",
-        "properties": { "openapi": { "type": "string" }, "info": { "type": "object" }, "paths": { "type": "object" } },
+        "required": ["openapi", "info", "paths"],
         "examples": [{ "openapi": "3.1.0", "info": { "title": TITLE, "version": VERSION }, "paths": {} }],
-    }));
+    });
+    schemas.0.insert("Document".to_owned(), document);
     // A real one says most.
     schemas.0["Pack"]["examples"] = json!([shape::Pack::from(DecisionPack::new().terms())]);
     schemas
@@ -212,6 +217,12 @@ const TAGS: &[(&[&str], &str, &str)] = &[
     (&["/"], "Pages", "What the service says about itself."),
 ];
 
+/// Where an answer of a shape leads: by this member to these operations.
+const LINKS: &[(&str, &str, &[&str])] = &[
+    ("Run", "run_id", &["get_run", "get_run_result", "cancel_run"]),
+    ("NewKey", "key_id", &["rotate_key", "revoke_key"]),
+];
+
 fn tag(path: &str) -> Option<&'static str> {
     let begins = |beginnings: &[&str]| beginnings.iter().any(|beginning| path.starts_with(beginning));
     TAGS.iter().find(|(beginnings, _, _)| begins(beginnings)).map(|(_, tag, _)| *tag)
@@ -234,12 +245,22 @@ impl Components {
             "tags": [tag(operation.path)],
             "parameters": takes.map(|name| refer("parameters", name)).collect::<Vec<_>>(),
             "responses": self.responses(operation),
-            "security": match operation.access {
-                Access::Everybody => json!([]),
-                Access::Key(scope) => json!([{ "api_key": Vec::from_iter(scope.map(Scope::name)) }]),
-                Access::Admin => json!([{ "admin_token": [] }]),
-            },
+            "security": [],
         });
+        match operation.access {
+            Access::Everybody => {}
+            Access::Key(scope) => {
+                object["security"] = json!([{ "api_key": Vec::from_iter(scope.map(Scope::name)) }]);
+                object["description"] = json!(scope.map_or_else(
+                    || "Any key will do.".to_owned(),
+                    |scope| format!("Needs a key with the scope `{}`.", scope.name()),
+                ));
+            }
+            Access::Admin => {
+                object["security"] = json!([{ "admin_token": [] }]);
+                object["description"] = json!("Needs the operator's token.");
+            }
+        }
         if let Some((shape, required)) = operation.body {
             object["requestBody"] =
                 json!({ "required": required, "content": { "application/json": self.content(shape) } });
@@ -289,6 +310,13 @@ impl Components {
         if !content.is_empty() {
             object["content"] = Value::Object(content);
         }
+        if let Form::Json(shape) = answer.form
+            && let Some((_, member, ids)) = LINKS.iter().find(|(from, _, _)| *from == shape)
+        {
+            let parameters = json!({ *member: format!("$response.body#/{member}") });
+            let link = |id: &&str| ((*id).to_owned(), json!({ "operationId": id, "parameters": parameters }));
+            object["links"] = ids.iter().map(link).collect();
+        }
         object
     }
 
@@ -306,7 +334,7 @@ impl Components {
             let (slug, title, advice) = (kind.slug(), kind.title(), kind.advice());
             description += &format!("- `{slug}`: {title}. {advice}\n");
             examples.insert(slug.to_owned(), refer("examples", slug));
-            let body = Problem::new(*kind, advice).body(EXAMPLE_URL, "/v1/runs", EXAMPLE_TRACE);
+            let body = example_of(*kind).body(EXAMPLE_URL, "/v1/runs", EXAMPLE_TRACE);
             self.examples.insert(slug.to_owned(), json!({ "summary": title, "value": body }));
         }
         json!({
@@ -321,6 +349,27 @@ impl Components {
         let schema = refer("schemas", shape);
         self.examples.insert(shape.to_owned(), json!({ "value": self.schemas.example(&schema) }));
         json!({ "schema": schema, "examples": { shape: refer("examples", shape) } })
+    }
+}
+
+fn example_of(kind: Kind) -> Problem {
+    let field = |pointer: &str, detail: &str| {
+        Problem::fields(kind, vec![FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() }])
+    };
+    match kind {
+        Kind::InvalidRequest => field("/limit", "must be a whole number from 1 to 100"),
+        Kind::InvalidAmount => field("/max_cost_usd", &BadAmount::Malformed.to_string()),
+        Kind::InvalidInputs => {
+            field("/inputs/options/0/name", "is missing; it must be a string of 1 to 200 characters")
+        }
+        Kind::BudgetExceeded => {
+            let more = shape::More {
+                available_usd: Some(UsdMicros::constant(250_000).into()),
+                requested_usd: Some(UsdMicros::constant(1_000_000).into()),
+            };
+            Problem { more, ..Problem::new(kind, "$1.0000 was asked for and $0.2500 is available.") }
+        }
+        _ => Problem::new(kind, kind.advice()),
     }
 }
 

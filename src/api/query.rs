@@ -20,7 +20,11 @@ impl Query {
         let mut query = Self { fields: Vec::new(), errors: Vec::new() };
         for (name, value) in url::form_urlencoded::parse(request.query_string().as_bytes()) {
             if !known.contains(&name.as_ref()) {
-                query.wrong(&name, &format!("is not a field of this request: {} are", known.join(", ")));
+                let right = match known {
+                    [] => "is not a field of this request, whose query has none".to_owned(),
+                    known => format!("is not a field of this request: {} are", known.join(", ")),
+                };
+                query.wrong(&name, &right);
             } else if query.fields.iter().any(|(other, _)| *other == name) {
                 query.wrong(&name, "is given more than once");
             } else {
@@ -28,6 +32,14 @@ impl Query {
             }
         }
         query
+    }
+
+    /// Refuses every query: of requests that know no field.
+    ///
+    /// # Errors
+    /// [`Problem`] with every field that is there.
+    pub fn none(request: &HttpRequest) -> Result<(), Problem> {
+        Self::of(request, &[]).end()
     }
 
     /// A field's text, if it is given.

@@ -34,6 +34,7 @@ use crate::{
     },
     pack::FieldError,
     store::{RunFilter, RunPlace},
+    wire::json::whole,
 };
 
 /// When to look at a new run again, in seconds.
@@ -50,6 +51,7 @@ pub async fn submit(
     caller: Caller<RunsBuy>,
     body: Body,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let ids = ids(&request);
     let key = idempotency_key(&request)?;
     let members = json_object(&request, &body.0)?;
@@ -131,6 +133,7 @@ pub async fn get(
     caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let ids = ids(&request);
     let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
     let link = link(&app, &ids, &run).await?;
@@ -144,6 +147,7 @@ pub async fn result(
     caller: Caller<RunsRead>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let ids = ids(&request);
     let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
     match link(&app, &ids, &run).await? {
@@ -165,6 +169,7 @@ pub async fn cancel(
     caller: Caller<RunsWrite>,
     run_id: web::Path<String>,
 ) -> Result<HttpResponse, Problem> {
+    Query::none(&request)?;
     let ids = ids(&request);
     let Ok(run_id) = run_id.parse() else { return Err(Problem::no_such_run()) };
     let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);
@@ -246,7 +251,7 @@ fn order(
         errors.push(FieldError { pointer: pointer.to_owned(), detail: detail.to_owned() });
     };
     let pack_type = match members.remove("pack_type") {
-        Some(Value::String(text)) if (1..=PACK_TYPE_CHARS_MAX).contains(&text.len()) => text,
+        Some(Value::String(text)) if (1..=PACK_TYPE_CHARS_MAX).contains(&text.chars().count()) => text,
         Some(_) => {
             wrong("/pack_type", "must be the name of a pack, such as \"decision\"");
             String::new()
@@ -270,7 +275,7 @@ fn order(
     let max_cost = members.remove("max_cost_usd");
     let timebox_secs = match members.remove("timebox_sec") {
         None => None,
-        Some(value) => match value.as_i64() {
+        Some(value) => match whole(&value) {
             Some(secs) if secs > 0 => Some(secs),
             _ => {
                 wrong(

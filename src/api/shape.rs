@@ -836,11 +836,11 @@ pub struct SubmitRun {
     #[schema(value_type = Object)]
     pub inputs: Value,
     /// The most that the run may cost, and so what is held: US dollars with at most 4 decimals.
-    #[schema(pattern = r"^[0-9]{1,10}(\.[0-9]{1,4})?$")]
+    #[schema(pattern = r"^0*[0-9]{1,9}(\.[0-9]{1,4})?$")]
     pub max_cost_usd: String,
-    /// How long the work may take, in seconds; the plan's default when left out.
+    /// How long the work may take, in seconds, within the plan's limit; the plan's default when left out.
     #[serde(default)]
-    #[schema(minimum = 1, nullable = false)]
+    #[schema(minimum = 1, maximum = 86_400, nullable = false)]
     pub timebox_sec: Option<i64>,
     /// Your own notes, shown with the run: at most 50, with names of 1 to 64 characters.
     #[serde(default)]

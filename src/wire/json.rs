@@ -32,6 +32,12 @@ pub fn parse(text: &[u8]) -> Result<Value, Error> {
     Ok(value)
 }
 
+/// A whole number, however it is written: JSON knows no difference between 60 and 60.0.
+pub fn whole(value: &Value) -> Option<i64> {
+    let written = value.to_string();
+    written.strip_suffix(".0").unwrap_or(&written).parse().ok()
+}
+
 /// The deepest nesting of brackets outside strings.
 fn nesting(text: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);

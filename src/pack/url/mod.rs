@@ -95,7 +95,9 @@ impl UrlPack {
         let max_chars = match object.get("max_chars") {
             None => MAX_CHARS_DEFAULT,
             Some(value) => {
-                let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
+                // 60.0 is whole too, to JSON and so to the schema.
+                let written = value.to_string();
+                let count = written.strip_suffix(".0").unwrap_or(&written).parse::<usize>().ok();
                 count.filter(|count| (1..=MAX_CHARS_MOST).contains(count)).unwrap_or_else(|| {
                     findings.add("/max_chars", format!("must be a whole number from 1 to {MAX_CHARS_MOST}"));
                     MAX_CHARS_DEFAULT

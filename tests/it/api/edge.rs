@@ -26,6 +26,7 @@ pub fn filled(path: &str, run_id: RunId) -> String {
         .replace("{key_id}", &run_id.to_string())
         .replace("{pack_type}", "decision")
         .replace("{slug}", "not-found")
+        .replace("{asset}", "docs.js")
 }
 
 pub async fn send(

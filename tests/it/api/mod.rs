@@ -5,6 +5,7 @@ mod edge;
 mod keys;
 mod limits;
 mod lists;
+mod openapi;
 mod past;
 mod usage;
 
@@ -174,6 +175,9 @@ async fn a_submit_that_is_wrong_says_where_and_moves_nothing() {
             "/inputs/options/0/scores/price",
         ),
         (with(|b| b["pack_type"] = json!("poetry")), 422, "unknown-pack", ""),
+        // Counted in characters, as every other length.
+        (with(|b| b["pack_type"] = json!("é".repeat(64))), 422, "unknown-pack", ""),
+        (with(|b| b["pack_type"] = json!("é".repeat(65))), 400, "invalid-request", "/pack_type"),
         (with(|b| b["inputs"] = json!({"question": "Which?"})), 422, "pack-unavailable", ""),
         (with(|b| b["max_cost_usd"] = json!("1.0001")), 422, "budget-exceeded", ""),
         (

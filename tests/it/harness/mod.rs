@@ -5,6 +5,7 @@
 //! and the kernel ends it with the process, however that ends.
 
 pub mod check;
+pub mod contract;
 pub mod process;
 pub mod s3;
 pub mod script;
@@ -228,13 +229,18 @@ impl TestApp {
         self.http.request(method, format!("{}{path}", self.url))
     }
 
+    /// Sends a request; its answer is as the OpenAPI document says, whatever the test is about.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.unwrap();
+        let request = request.build().unwrap();
+        let (method, path) = (request.method().to_string(), request.url().path().to_owned());
+        let response = self.http.execute(request).await.unwrap();
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.unwrap();
         let body = serde_json::from_slice(&bytes)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-        Answer { status, headers, body }
+        let answer = Answer { status, headers, body };
+        contract::check(&method, &path, &answer);
+        answer
     }
 
     /// Submits a small decision with a cap, and expects it to be accepted.
