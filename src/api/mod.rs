@@ -11,6 +11,7 @@ mod extract;
 mod keys;
 mod page;
 mod pages;
+mod prefer;
 pub mod problem;
 mod query;
 mod routes;
@@ -45,6 +46,8 @@ macro_rules! start {
         let server = $server
             .client_request_timeout(HEADERS_MAX)
             .keep_alive(KEEP_ALIVE)
+            // A client that has hung up is waited for by nobody.
+            .h1_allow_half_closed(false)
             .shutdown_timeout($grace.as_secs().max(1))
             .shutdown_signal($stop.cancelled_owned());
         Ok(server.listen($listener)?.run())

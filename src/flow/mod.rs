@@ -25,6 +25,7 @@ pub mod submit;
 pub mod sweep;
 pub mod take;
 pub mod usage;
+pub mod wait;
 
 use std::future::Future;
 
@@ -49,6 +50,8 @@ pub struct Ctx {
     pub packs: Registry,
     /// How the roles keep time.
     pub pace: Pace,
+    /// Who waits here for runs to end.
+    pub waits: wait::Waits,
     /// Where tests make a flow die.
     pub crash: crash::Crash,
 }

@@ -5,6 +5,7 @@ mod keys;
 mod lists;
 mod past;
 mod usage;
+mod wait;
 
 use dpp::api::problem::{Kind, Problem};
 use reqwest::Method;

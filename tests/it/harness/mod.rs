@@ -21,7 +21,7 @@ use dpp::{
         id::{RunId, TenantId},
         money::UsdMicros,
     },
-    flow::{self, Ctx, Detached, Tally, deposit},
+    flow::{self, Ctx, Detached, Tally, deposit, wait::Waits},
     pack::Registry,
     reaper::Pass,
     role::parts,
@@ -110,6 +110,11 @@ impl TestApp {
 
     /// An app on a place that another app may have used before: a restart.
     pub fn on(place: Place, changes: &[Change<'_>]) -> Self {
+        Self::waiting_on(place, changes, Waits::default())
+    }
+
+    /// The same, where those who wait for runs wait in this way.
+    pub fn waiting_on(place: Place, changes: &[Change<'_>], waits: Waits) -> Self {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
@@ -118,6 +123,7 @@ impl TestApp {
         let mut packs = parts::packs(&settings);
         packs.push(Box::new(ScriptedPack::new(script.clone())));
         cx.packs = Registry::new(packs);
+        cx.waits = waits;
         let cx = Arc::new(cx);
         // The clock never goes back, not even in a restart.
         cx.store.move_clock(*place.clock.lock().unwrap());
@@ -128,6 +134,7 @@ impl TestApp {
         let app = api::App::new(Arc::clone(&cx), detached, url.clone()).with_origins(settings.origins());
         let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
         tasks.spawn(server);
+        tasks.spawn(flow::wait::run(Arc::clone(&cx), stop.clone()));
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -174,8 +181,8 @@ impl TestApp {
 
     /// Waits until the flows of clients that have hung up have ended.
     pub async fn idle(&self) {
-        // What is left is the server.
-        until("all flows have ended", async || self.tasks.len() <= 1).await;
+        // What is left is the server, and who wakes those who wait.
+        until("all flows have ended", async || self.tasks.len() <= 2).await;
     }
 
     pub async fn get(&self, path: &str, key: &str) -> Answer {
