@@ -17,7 +17,11 @@ mod query;
 mod routes;
 mod runs;
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    net::TcpListener,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, web};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +65,7 @@ pub struct App {
     public_url: String,
     origins: Origins,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
-    probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
+    probed: Arc<Probed>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
 }
 
@@ -76,7 +80,7 @@ impl App {
             public_url,
             origins: Origins::default(),
             callers,
-            probed: tokio::sync::Mutex::default(),
+            probed: Arc::default(),
             cursor_key: tokio::sync::OnceCell::new(),
         }
     }
@@ -107,22 +111,39 @@ impl App {
         Ok(caller)
     }
 
-    async fn probe(&self) -> Probe {
-        let mut probed = self.probed.lock().await;
-        if let Some((at, probe)) = &*probed
-            && at.elapsed() < PROBE_TTL
-        {
-            return probe.clone();
-        }
-        let cx = Arc::clone(&self.cx);
-        let down = Err("it cannot be asked");
-        let probe = self
-            .detached
-            .run(async move { Box::pin(probe::probe(&cx)).await })
-            .await
-            .unwrap_or(Probe { database: down, redis: down, s3: down, sqs: down });
-        *probed = Some((tokio::time::Instant::now(), probe.clone()));
-        probe
+    /// What the dependencies answer, within the second; where they do not within `patience`, what they
+    /// answered last.
+    async fn probe(&self, patience: Duration) -> Probe {
+        let (cx, probed) = (Arc::clone(&self.cx), Arc::clone(&self.probed));
+        // Also when nobody waits for it any more, the next is given its answer.
+        let probe = self.detached.run(async move {
+            let _one = probed.turn.lock().await;
+            let fresh = probed.last().filter(|(at, _)| at.elapsed() < PROBE_TTL);
+            if fresh.is_none() {
+                let probe = Box::pin(probe::probe(&cx)).await;
+                *probed.locked() = Some((Instant::now(), probe));
+            }
+        });
+        // Whether or not it came to an end, this is what is known.
+        let _ = tokio::time::timeout(patience, probe).await;
+        self.probed.last().map_or_else(Probe::unheard, |(_, probe)| probe)
+    }
+}
+
+/// The last probe, and whose turn it is to make the next.
+#[derive(Default)]
+struct Probed {
+    turn: tokio::sync::Mutex<()>,
+    last: Mutex<Option<(Instant, Probe)>>,
+}
+
+impl Probed {
+    fn locked(&self) -> MutexGuard<'_, Option<(Instant, Probe)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> Option<(Instant, Probe)> {
+        self.locked().clone()
     }
 }
 

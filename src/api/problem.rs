@@ -124,10 +124,14 @@ impl Problem {
     /// The problem of a failed flow: logs the cause, once, and keeps it from the caller.
     pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
         let passes = error.passes();
-        let detail = if matches!(error, flow::Error::OutcomeUnknown(_)) {
-            "It is not known whether the run was accepted; the same request with the same Idempotency-Key tells, at no further cost."
-        } else {
-            "A dependency of the service is down or slow; nothing was charged."
+        let detail = match error {
+            flow::Error::OutcomeUnknown(_) => {
+                "It is not known whether the run was accepted; the same request with the same Idempotency-Key tells, at no further cost."
+            }
+            flow::Error::TooSlow => {
+                "A dependency of the service does not answer in time. What was asked for may still be done; the same request, with the same Idempotency-Key where it has one, tells at no further cost."
+            }
+            _ => "A dependency of the service is down or slow; nothing was charged.",
         };
         let cause = format!("{:#}", anyhow::Error::from(error));
         if passes {

@@ -3,6 +3,7 @@
 mod edge;
 mod keys;
 mod lists;
+mod outage;
 mod past;
 mod usage;
 mod wait;

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::is_problem;
 use crate::harness::{
-    Answer, PATIENCE, Tenant, TestApp, decision,
+    Answer, Limits, PATIENCE, Tenant, TestApp, decision,
     process::Process,
     s3::S3,
     services::{Place, shared},
@@ -49,6 +49,10 @@ async fn post(app: &TestApp, key: &str, idempotency_key: &str, prefer: &str) -> 
 
 async fn waiting(app: &TestApp, count: usize) {
     until(&format!("{count} wait"), async || app.cx.waits.count() == count).await;
+}
+
+fn limits(look_interval: Duration, count_max: usize) -> Limits {
+    Limits { waits: Waits::new(look_interval, count_max), ..Limits::default() }
 }
 
 fn ended(answer: &Answer, preference: &str) {
@@ -169,7 +173,7 @@ async fn the_gate_wakes_those_who_wait_also_after_it_was_gone() {
     let mut redis = Redis::start(directory.path(), None, None).await.unwrap();
     place.redis_url = redis.url(0);
     place.environment.insert("REDIS_URL".to_owned(), redis.url(0));
-    let app = TestApp::waiting_on(place, &[], Waits::new(NEVER, 100));
+    let app = TestApp::within(place, &[], limits(NEVER, 100));
     let tenant = app.tenant("10").await;
     for round in 0..2 {
         until("the app listens", async || listeners(&app.place).await == 1).await;
@@ -357,7 +361,7 @@ async fn two_hundred_wait_at_once_on_eight_connections_and_each_gets_its_own() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn those_who_are_too_many_are_answered_at_once() {
     let place = shared().place().await;
-    let app = TestApp::waiting_on(place, &[], Waits::new(Duration::from_millis(100), 1));
+    let app = TestApp::within(place, &[], limits(Duration::from_millis(100), 1));
     let tenant = app.tenant("1").await;
     let run_id = app.submit(&tenant, "one", "0.1").await;
     let (first, ()) = join(get(&app, &tenant, run_id, "wait=60"), async {

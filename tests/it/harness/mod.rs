@@ -5,6 +5,7 @@
 //! and the kernel ends it with the process, however that ends.
 
 pub mod check;
+pub mod line;
 pub mod process;
 pub mod s3;
 pub mod script;
@@ -52,6 +53,21 @@ pub struct TestApp {
     stop: CancellationToken,
     tasks: TaskTracker,
     checked: bool,
+}
+
+/// How long requests wait, and how many.
+pub struct Limits {
+    /// For runs to end.
+    pub waits: Waits,
+    /// For their flows.
+    pub answer_max: Duration,
+}
+
+impl Default for Limits {
+    /// A machine at its limits is no failure of the test.
+    fn default() -> Self {
+        Self { waits: Waits::default(), answer_max: PATIENCE }
+    }
 }
 
 /// A tenant with a key.
@@ -110,11 +126,11 @@ impl TestApp {
 
     /// An app on a place that another app may have used before: a restart.
     pub fn on(place: Place, changes: &[Change<'_>]) -> Self {
-        Self::waiting_on(place, changes, Waits::default())
+        Self::within(place, changes, Limits::default())
     }
 
-    /// The same, where those who wait for runs wait in this way.
-    pub fn waiting_on(place: Place, changes: &[Change<'_>], waits: Waits) -> Self {
+    /// The same, within limits of the test's own.
+    pub fn within(place: Place, changes: &[Change<'_>], limits: Limits) -> Self {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
@@ -123,14 +139,14 @@ impl TestApp {
         let mut packs = parts::packs(&settings);
         packs.push(Box::new(ScriptedPack::new(script.clone())));
         cx.packs = Registry::new(packs);
-        cx.waits = waits;
+        cx.waits = limits.waits;
         let cx = Arc::new(cx);
         // The clock never goes back, not even in a restart.
         cx.store.move_clock(*place.clock.lock().unwrap());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone());
+        let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone(), limits.answer_max);
         let app = api::App::new(Arc::clone(&cx), detached, url.clone()).with_origins(settings.origins());
         let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
         tasks.spawn(server);
