@@ -5,6 +5,7 @@
 
 mod account;
 mod catalogue;
+mod connections;
 mod context;
 mod cors;
 mod extract;
@@ -19,13 +20,15 @@ mod runs;
 
 use std::{
     net::TcpListener,
+    num::NonZero,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App as ActixApp, HttpServer, middleware::from_fn, web};
 use tokio_util::sync::CancellationToken;
 
+use self::connections::Connections;
 use crate::{
     config::Origins,
     domain::{api_key::KeyDigest, cursor::CursorKey, plan::Caller},
@@ -43,18 +46,33 @@ const PROBE_TTL: Duration = Duration::from_secs(1);
 /// How long a client may take to send its headers.
 const HEADERS_MAX: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a connection may be without a request in hand, whatever its client sends meanwhile.
+const IDLE_MAX: Duration = Duration::from_secs(80);
+/// How many connections a server serves at once; further ones wait until one is closed.
+const CONNECTIONS_MAX: usize = 16_384;
 
 /// What both servers share. A macro, because the type of a server names its whole stack.
 macro_rules! start {
-    ($server:expr, $listener:expr, $grace:expr, $stop:expr) => {{
+    ($server:expr, $threads:expr, $listener:expr, $idle_max:expr, $grace:expr, $stop:expr) => {{
+        let connections = Connections::default();
+        let noted = connections.clone();
         let server = $server
+            .workers($threads)
+            .max_connections(CONNECTIONS_MAX / $threads)
+            .on_connect(move |io, data| noted.note(io, data))
             .client_request_timeout(HEADERS_MAX)
             .keep_alive(KEEP_ALIVE)
             // A client that has hung up is waited for by nobody.
             .h1_allow_half_closed(false)
             .shutdown_timeout($grace.as_secs().max(1))
             .shutdown_signal($stop.cancelled_owned());
-        Ok(server.listen($listener)?.run())
+        let server = server.listen($listener)?.run();
+        Ok(async move {
+            tokio::select! {
+                ended = server => ended,
+                () = connections.sweep($idle_max) => Ok(()),
+            }
+        })
     }};
 }
 
@@ -64,6 +82,7 @@ pub struct App {
     detached: Detached,
     public_url: String,
     origins: Origins,
+    idle_max: Duration,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
     probed: Arc<Probed>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
@@ -79,6 +98,7 @@ impl App {
             detached,
             public_url,
             origins: Origins::default(),
+            idle_max: IDLE_MAX,
             callers,
             probed: Arc::default(),
             cursor_key: tokio::sync::OnceCell::new(),
@@ -89,6 +109,12 @@ impl App {
     #[must_use]
     pub fn with_origins(self, origins: Origins) -> Self {
         Self { origins, ..self }
+    }
+
+    /// The same, on connections that may be idle for this long. For tests.
+    #[must_use]
+    pub fn with_idle_max(self, idle_max: Duration) -> Self {
+        Self { idle_max, ..self }
     }
 
     /// Whose key this is. Without a query while it is remembered.
@@ -156,7 +182,8 @@ pub fn serve(
     app: App,
     grace: Duration,
     stop: CancellationToken,
-) -> std::io::Result<Server> {
+) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + use<>> {
+    let idle_max = app.idle_max;
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
         ActixApp::new()
@@ -165,21 +192,25 @@ pub fn serve(
             .configure(routes::api)
             .wrap(from_fn(context::surround))
     });
-    start!(server, listener, grace, stop)
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    start!(server, threads, listener, idle_max, grace, stop)
 }
 
 /// Serves a process's metrics and health on `listener` until `stop`.
 ///
 /// # Errors
 /// When the listener cannot be used.
-pub fn serve_ops(listener: TcpListener, app: App, stop: CancellationToken) -> std::io::Result<Server> {
+pub fn serve_ops(
+    listener: TcpListener,
+    app: App,
+    stop: CancellationToken,
+) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + use<>> {
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
         ActixApp::new()
             .app_data(web::Data::clone(&app))
             .configure(routes::ops)
             .wrap(from_fn(context::surround))
-    })
-    .workers(1);
-    start!(server, listener, Duration::from_secs(1), stop)
+    });
+    start!(server, 1, listener, IDLE_MAX, Duration::from_secs(1), stop)
 }

@@ -61,12 +61,14 @@ pub struct Limits {
     pub waits: Waits,
     /// For their flows.
     pub answer_max: Duration,
+    /// And connections for requests.
+    pub idle_max: Duration,
 }
 
 impl Default for Limits {
     /// A machine at its limits is no failure of the test.
     fn default() -> Self {
-        Self { waits: Waits::default(), answer_max: PATIENCE }
+        Self { waits: Waits::default(), answer_max: PATIENCE, idle_max: Duration::from_secs(80) }
     }
 }
 
@@ -147,7 +149,9 @@ impl TestApp {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone(), limits.answer_max);
-        let app = api::App::new(Arc::clone(&cx), detached, url.clone()).with_origins(settings.origins());
+        let app = api::App::new(Arc::clone(&cx), detached, url.clone())
+            .with_origins(settings.origins())
+            .with_idle_max(limits.idle_max);
         let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
         tasks.spawn(server);
         tasks.spawn(flow::wait::run(Arc::clone(&cx), stop.clone()));
