@@ -37,7 +37,7 @@ sim: ## Random sequences of all that can happen, against a model: make sim SEED=
 	@.ci/setup
 	SIM_SEED=$(SEED) SIM_STEPS=$(or $(STEPS),10000) cargo test --test it -- simulation --nocapture
 
-scale: ## An audit of 1,000,000 runs, and 20,000 stuck runs for one reaper; prints times. ARGS=--release
+scale: ## An audit of 1,000,000 runs, 20,000 stuck runs for one reaper, 1,000 waiting clients; prints times. ARGS=--release
 	@.ci/setup
 	cargo test $(ARGS) --test it scale -- --ignored --nocapture --test-threads=1
 

@@ -14,6 +14,7 @@ use actix_web::{
 
 use super::{
     App,
+    connections::InHand,
     cors::{self, Browser},
     problem::{Kind, Problem},
     quota,
@@ -64,6 +65,7 @@ pub async fn surround(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let started = std::time::Instant::now();
+    let _in_hand = InHand::of(request.request());
     let ids = Ids::of(&request);
     let browser = Browser::of(request.method(), request.headers());
     request.extensions_mut().insert(ids.clone());

@@ -6,6 +6,7 @@
 mod account;
 mod admin;
 mod catalogue;
+mod connections;
 mod context;
 mod cors;
 mod docs;
@@ -15,6 +16,7 @@ pub mod openapi;
 mod operations;
 mod page;
 mod pages;
+mod prefer;
 pub mod problem;
 mod query;
 mod quota;
@@ -22,12 +24,18 @@ mod routes;
 mod runs;
 mod shape;
 
-use std::{net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    net::TcpListener,
+    num::NonZero,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
-use actix_web::{App as ActixApp, HttpServer, dev::Server, middleware::from_fn, web};
+use actix_web::{App as ActixApp, HttpServer, middleware::from_fn, web};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio_util::sync::CancellationToken;
 
+use self::connections::Connections;
 use crate::{
     config::Origins,
     domain::{admin_token::AdminToken, api_key::KeyDigest, cursor::CursorKey, plan::Caller},
@@ -45,16 +53,33 @@ const PROBE_TTL: Duration = Duration::from_secs(1);
 /// How long a client may take to send its headers.
 const HEADERS_MAX: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a connection may be without a request in hand, whatever its client sends meanwhile.
+const IDLE_MAX: Duration = Duration::from_secs(80);
+/// How many connections a server serves at once; further ones wait until one is closed.
+const CONNECTIONS_MAX: usize = 16_384;
 
 /// What both servers share. A macro, because the type of a server names its whole stack.
 macro_rules! start {
-    ($server:expr, $listener:expr, $grace:expr, $stop:expr) => {{
+    ($server:expr, $threads:expr, $listener:expr, $idle_max:expr, $grace:expr, $stop:expr) => {{
+        let connections = Connections::default();
+        let noted = connections.clone();
         let server = $server
+            .workers($threads)
+            .max_connections(CONNECTIONS_MAX / $threads)
+            .on_connect(move |io, data| noted.note(io, data))
             .client_request_timeout(HEADERS_MAX)
             .keep_alive(KEEP_ALIVE)
+            // A client that has hung up is waited for by nobody.
+            .h1_allow_half_closed(false)
             .shutdown_timeout($grace.as_secs().max(1))
             .shutdown_signal($stop.cancelled_owned());
-        Ok(server.listen($listener)?.run())
+        let server = server.listen($listener)?.run();
+        Ok(async move {
+            tokio::select! {
+                ended = server => ended,
+                () = connections.sweep($idle_max) => Ok(()),
+            }
+        })
     }};
 }
 
@@ -65,8 +90,9 @@ pub struct App {
     public_url: String,
     origins: Origins,
     admin: Option<AdminToken>,
+    idle_max: Duration,
     callers: moka::future::Cache<KeyDigest, Option<Caller>>,
-    probed: tokio::sync::Mutex<Option<(tokio::time::Instant, Probe)>>,
+    probed: Arc<Probed>,
     cursor_key: tokio::sync::OnceCell<CursorKey>,
     uncounted: quota::Outage,
 }
@@ -82,8 +108,9 @@ impl App {
             public_url,
             origins: Origins::default(),
             admin: None,
+            idle_max: IDLE_MAX,
             callers,
-            probed: tokio::sync::Mutex::default(),
+            probed: Arc::default(),
             cursor_key: tokio::sync::OnceCell::new(),
             uncounted: quota::Outage::default(),
         }
@@ -99,6 +126,12 @@ impl App {
     #[must_use]
     pub fn with_admin(self, token: Option<&SecretString>) -> Self {
         Self { admin: token.map(|token| AdminToken::of(token.expose_secret())), ..self }
+    }
+
+    /// The same, on connections that may be idle for this long. For tests.
+    #[must_use]
+    pub fn with_idle_max(self, idle_max: Duration) -> Self {
+        Self { idle_max, ..self }
     }
 
     /// Whose key this is. Without a query while it is remembered.
@@ -121,22 +154,39 @@ impl App {
         Ok(caller)
     }
 
-    async fn probe(&self) -> Probe {
-        let mut probed = self.probed.lock().await;
-        if let Some((at, probe)) = &*probed
-            && at.elapsed() < PROBE_TTL
-        {
-            return probe.clone();
-        }
-        let cx = Arc::clone(&self.cx);
-        let down = Err("it cannot be asked");
-        let probe = self
-            .detached
-            .run(async move { Box::pin(probe::probe(&cx)).await })
-            .await
-            .unwrap_or(Probe { database: down, redis: down, s3: down, sqs: down });
-        *probed = Some((tokio::time::Instant::now(), probe.clone()));
-        probe
+    /// What the dependencies answer, within the second; where they do not within `patience`, what they
+    /// answered last.
+    async fn probe(&self, patience: Duration) -> Probe {
+        let (cx, probed) = (Arc::clone(&self.cx), Arc::clone(&self.probed));
+        // Also when nobody waits for it any more, the next is given its answer.
+        let probe = self.detached.run(async move {
+            let _one = probed.turn.lock().await;
+            let fresh = probed.last().filter(|(at, _)| at.elapsed() < PROBE_TTL);
+            if fresh.is_none() {
+                let probe = Box::pin(probe::probe(&cx)).await;
+                *probed.locked() = Some((Instant::now(), probe));
+            }
+        });
+        // Whether or not it came to an end, this is what is known.
+        let _ = tokio::time::timeout(patience, probe).await;
+        self.probed.last().map_or_else(Probe::unheard, |(_, probe)| probe)
+    }
+}
+
+/// The last probe, and whose turn it is to make the next.
+#[derive(Default)]
+struct Probed {
+    turn: tokio::sync::Mutex<()>,
+    last: Mutex<Option<(Instant, Probe)>>,
+}
+
+impl Probed {
+    fn locked(&self) -> MutexGuard<'_, Option<(Instant, Probe)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> Option<(Instant, Probe)> {
+        self.locked().clone()
     }
 }
 
@@ -149,7 +199,8 @@ pub fn serve(
     app: App,
     grace: Duration,
     stop: CancellationToken,
-) -> std::io::Result<Server> {
+) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + use<>> {
+    let idle_max = app.idle_max;
     let admin = app.admin.is_some();
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
@@ -164,21 +215,25 @@ pub fn serve(
             })
             .wrap(from_fn(context::surround))
     });
-    start!(server, listener, grace, stop)
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    start!(server, threads, listener, idle_max, grace, stop)
 }
 
 /// Serves a process's metrics and health on `listener` until `stop`.
 ///
 /// # Errors
 /// When the listener cannot be used.
-pub fn serve_ops(listener: TcpListener, app: App, stop: CancellationToken) -> std::io::Result<Server> {
+pub fn serve_ops(
+    listener: TcpListener,
+    app: App,
+    stop: CancellationToken,
+) -> std::io::Result<impl Future<Output = std::io::Result<()>> + Send + use<>> {
     let app = web::Data::new(app);
     let server = HttpServer::new(move || {
         ActixApp::new()
             .app_data(web::Data::clone(&app))
             .configure(routes::ops)
             .wrap(from_fn(context::surround))
-    })
-    .workers(1);
-    start!(server, listener, Duration::from_secs(1), stop)
+    });
+    start!(server, 1, listener, IDLE_MAX, Duration::from_secs(1), stop)
 }

@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document: made of [`OPERATIONS`], of the shapes of [`super::shape`] and of the table of
 //! problems, so that it says what the code does.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
@@ -13,10 +13,12 @@ use super::{
 };
 use crate::{
     domain::{
+        limit::{Counted, Of, Quota},
         money::{BadAmount, UsdMicros},
         run::RunState,
         scope::Scope,
     },
+    flow::submit::SpendLimit,
     pack::{FieldError, Pack as _, decision::DecisionPack},
 };
 
@@ -123,6 +125,8 @@ fn parameters() -> Value {
             "description": "The first UTC day; the first of end_date's month when left out." },
         "end_date": { "in": "query", "schema": day, "example": "2028-02-29",
             "description": "The last UTC day, at most 366 after; today when left out." },
+        "Prefer": { "in": "header", "schema": { "type": "string", "maxLength": 200 }, "example": "wait=30",
+            "description": "`wait=N`: answers as soon as the run has ended, or after N seconds, 1 to 60 (RFC 7240). What cannot be followed is passed over." },
         "X-Request-ID": { "in": "header", "schema": text, "example": "my-request-1",
             "description": "A name of your own for this request." },
         "traceparent": { "in": "header", "schema": text, "description": "The trace that this request belongs to.",
@@ -160,6 +164,7 @@ fn headers() -> Value {
             "description": "The limits that the request counts against, the plan's and the key's: at most `q` requests in any `w` seconds. Absent without a limit." },
         "RateLimit": { "schema": text, "example": "\"runs\";r=99;t=60",
             "description": "What is left of them: `r` more requests now, and more than that in `t` seconds. Absent where it was not counted." },
+        "Preference-Applied": { "schema": text, "example": "wait=30", "description": "There when the answer was waited for." },
         "Idempotent-Replayed": { "schema": { "type": "string", "enum": ["true"] }, "example": "true",
             "description": "There when the run was accepted before, under the same key." },
         "X-DPP-Cost-Reserved": { "required": true, "schema": usd, "example": "1.0000", "description": "What is held for the run." },
@@ -366,9 +371,25 @@ fn example_of(kind: Kind) -> Problem {
             let more = shape::More {
                 available_usd: Some(UsdMicros::constant(250_000).into()),
                 requested_usd: Some(UsdMicros::constant(1_000_000).into()),
+                ..shape::More::default()
             };
             Problem { more, ..Problem::new(kind, "$1.0000 was asked for and $0.2500 is available.") }
         }
+        Kind::RateLimited => Problem::rate_limited(&Quota {
+            of: Of::Tenant,
+            counted: Counted::Runs,
+            max: 100,
+            left: 0,
+            more_in: Duration::from_secs(12),
+        }),
+        Kind::TooManyRuns => Problem::too_many_runs(10),
+        Kind::SpendLimit => Problem::spend_limit(&SpendLimit {
+            of: Of::Key,
+            max: UsdMicros::constant(2_000_000),
+            spent: UsdMicros::constant(1_500_000),
+            requested: UsdMicros::constant(1_000_000),
+            retry_after_secs: 60,
+        }),
         _ => Problem::new(kind, kind.advice()),
     }
 }

@@ -111,17 +111,20 @@ const NOT_MODIFIED: Answer =
 pub const OPERATIONS: &[Operation] = {
     use Kind::*;
     &[
-        Operation { id: "submit_run", summary: "Buys a run", takes: &["Idempotency-Key"],
+        Operation { id: "submit_run", summary: "Buys a run", takes: &["Idempotency-Key", "Prefer"],
             body: Some(("SubmitRun", true)),
-            answers: &[Answer { status: 202, description: "The run is accepted, or was under this key before.", form: Form::Json("Run"),
-                headers: &["Location", "Retry-After", "Idempotent-Replayed", "X-DPP-Cost-Reserved", "X-DPP-Cost-Minimum-Fee", "X-DPP-Cost-Actual"] }],
+            answers: &[
+                Answer { description: "The run was waited for and has ended.",
+                    headers: &["Location", "Preference-Applied", "Idempotent-Replayed", "X-DPP-Cost-Reserved", "X-DPP-Cost-Minimum-Fee", "X-DPP-Cost-Actual"], ..json("Run") },
+                Answer { status: 202, description: "The run is accepted, or was under this key before.", form: Form::Json("Run"),
+                headers: &["Location", "Retry-After", "Preference-Applied", "Idempotent-Replayed", "X-DPP-Cost-Reserved", "X-DPP-Cost-Minimum-Fee", "X-DPP-Cost-Actual"] }],
             problems: &[KeyRequired, KeyInvalid, InvalidAmount, TenantSuspended, PackNotAllowed, RunExpired, KeyReused, BudgetExceeded,
                 MaxCostExceedsPlan, MaxCostTooLow, InvalidInputs, UnknownPack, PackUnavailable, TooManyRuns, SpendLimit],
             ..post("/v1/runs", RUNS_WRITE) },
         Operation { id: "list_runs", summary: "Lists runs, newest first", answers: &[Answer { headers: &["Link"], ..json("RunPage") }], problems: &[InvalidCursor],
             takes: &["status", "pack_type_filter", "created_after", "created_before", "limit", "cursor"], ..get("/v1/runs", RUNS_READ) },
-        Operation { id: "get_run", summary: "Shows a run", answers: &[Answer { headers: COSTS, ..json("Run") }], problems: &[NotFound, RunExpired],
-            ..get("/v1/runs/{run_id}", RUNS_READ) },
+        Operation { id: "get_run", summary: "Shows a run", takes: &["Prefer"], problems: &[NotFound, RunExpired],
+            answers: &[Answer { headers: &["Preference-Applied", "X-DPP-Cost-Reserved", "X-DPP-Cost-Minimum-Fee", "X-DPP-Cost-Actual"], ..json("Run") }], ..get("/v1/runs/{run_id}", RUNS_READ) },
         Operation { id: "get_run_result", summary: "Leads to a run's result", problems: &[NotFound, RunExpired, RunNotCompleted],
             answers: &[Answer { status: 303, description: "It can be downloaded there, without a key.", form: Form::Nothing, headers: &["Location"] }],
             ..get("/v1/runs/{run_id}/result", RUNS_READ) },

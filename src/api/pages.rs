@@ -1,5 +1,7 @@
 //! Pages about the service itself: health, what each problem means, and what an agent should know.
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header,
@@ -11,24 +13,29 @@ use super::{
     problem::{Kind, Problem},
     shape,
 };
-use crate::telemetry::metrics;
+use crate::{
+    flow::{self, probe::Probe},
+    telemetry::metrics,
+};
 
 /// What an agent should know, but for where the API is and what its problems are.
 const LLMS: &str = include_str!("llms.txt");
+/// How long a health check waits for what dependencies answer now.
+const HEALTH_PATIENCE: Duration = Duration::from_millis(200);
 
-/// `GET /health`: 200 as long as the process answers.
+/// `GET /health`: 200 as long as the process answers, and soon: whoever is not answered within a second may
+/// restart it, and that mends no dependency.
 pub async fn health(app: Data<App>) -> HttpResponse {
-    HttpResponse::Ok().json(report(&app).await.1)
+    HttpResponse::Ok().json(report(app.probe(HEALTH_PATIENCE).await).1)
 }
 
 /// `GET /readyz`: 200 when everything that the role needs answers, else 503.
 pub async fn readyz(app: Data<App>) -> HttpResponse {
-    let (ready, report) = report(&app).await;
+    let (ready, report) = report(app.probe(flow::ANSWER_MAX).await);
     if ready { HttpResponse::Ok().json(report) } else { HttpResponse::ServiceUnavailable().json(report) }
 }
 
-async fn report(app: &App) -> (bool, shape::Health) {
-    let probe = app.probe().await;
+fn report(probe: Probe) -> (bool, shape::Health) {
     let word =
         |answer: Result<(), &str>| answer.map_or_else(|why| format!("down: {why}"), |()| "up".to_owned());
     let ready = probe.all_up();

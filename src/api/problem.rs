@@ -134,10 +134,14 @@ impl Problem {
     /// The problem of a failed flow: logs the cause, once, and keeps it from the caller.
     pub fn of_flow(error: flow::Error, trace_id: impl fmt::Display) -> Self {
         let passes = error.passes();
-        let detail = if matches!(error, flow::Error::OutcomeUnknown(_)) {
-            "It is not known whether the run was accepted; the same request with the same Idempotency-Key tells, at no further cost."
-        } else {
-            "A dependency of the service is down or slow; nothing was charged."
+        let detail = match error {
+            flow::Error::OutcomeUnknown(_) => {
+                "It is not known whether the run was accepted; the same request with the same Idempotency-Key tells, at no further cost."
+            }
+            flow::Error::TooSlow => {
+                "A dependency of the service does not answer in time. What was asked for may still be done; the same request, with the same Idempotency-Key where it has one, tells at no further cost."
+            }
+            _ => "A dependency of the service is down or slow; nothing was charged.",
         };
         let cause = format!("{:#}", anyhow::Error::from(error));
         if passes {
@@ -179,17 +183,7 @@ impl Problem {
             }
             Refusal::Plan(refusal) => Self::of_plan(&refusal),
             Refusal::RateLimited(quota) => Self::rate_limited(&quota),
-            Refusal::TooManyRuns { max } => {
-                let detail = format!("{max} runs are open, which is as many as the plan allows at once.");
-                Self::limit(
-                    Kind::TooManyRuns,
-                    detail,
-                    OPEN_RUNS_RETRY_SECS,
-                    "concurrent_runs_max",
-                    Of::Tenant,
-                    json!(max),
-                )
-            }
+            Refusal::TooManyRuns { max } => Self::too_many_runs(max),
             Refusal::SpendLimit(limit) => Self::spend_limit(&limit),
             Refusal::BudgetExceeded { available, requested } => {
                 let mut problem = Self::new(
@@ -218,7 +212,15 @@ impl Problem {
         Self::limit(Kind::RateLimited, detail, secs, name, quota.of, json!(max))
     }
 
-    fn spend_limit(limit: &SpendLimit) -> Self {
+    /// The problem of a run that is one too many at once.
+    pub fn too_many_runs(max: i32) -> Self {
+        let detail = format!("{max} runs are open, which is as many as the plan allows at once.");
+        let name = "concurrent_runs_max";
+        Self::limit(Kind::TooManyRuns, detail, OPEN_RUNS_RETRY_SECS, name, Of::Tenant, json!(max))
+    }
+
+    /// The problem of a run that a spending limit does not cover.
+    pub fn spend_limit(limit: &SpendLimit) -> Self {
         let SpendLimit { of, max, spent, requested, retry_after_secs } = *limit;
         let (name, what) = match of {
             Of::Tenant => ("monthly_spend_max_usd", "The plan allows a UTC month to cost"),

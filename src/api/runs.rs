@@ -1,5 +1,7 @@
 //! `/v1/runs`: parse, call one flow, show what it said.
 
+use std::time::Duration;
+
 use actix_web::{
     HttpRequest, HttpResponse, HttpResponseBuilder,
     http::{StatusCode, header},
@@ -14,6 +16,7 @@ use super::{
     context::{Ids, ids},
     extract::{Body, Caller, RunsBuy, RunsRead, RunsWrite, idempotency_key, json_object},
     page::List,
+    prefer,
     problem::{Kind, Problem},
     query::Query,
     quota, shape,
@@ -24,6 +27,7 @@ use crate::{
         idempotency::PayloadHash,
         money::{BadAmount, UsdMicros},
         run::{Run, RunState},
+        scope::Scope,
     },
     flow::{
         self,
@@ -31,6 +35,7 @@ use crate::{
         list,
         read::{self, Found, Link},
         submit::{self, Accepted, NotAccepted, Order, Refusal},
+        wait,
     },
     pack::FieldError,
     store::{RunFilter, RunPlace},
@@ -76,15 +81,29 @@ pub async fn submit(
             return Err(Problem::of_submit(error, ids.trace_id));
         }
     };
-    let mut response = HttpResponse::Accepted();
-    response
-        .insert_header((header::LOCATION, format!("/v1/runs/{}", run.run_id)))
-        .insert_header((header::RETRY_AFTER, POLL_AFTER_SECS));
+    let waited = match prefer::wait(&request) {
+        // It is accepted, whatever becomes of the wait.
+        Some(wait) => wait_for_end(&app, &ids, run.tenant_id, run.run_id, wait).await.ok(),
+        None => None,
+    };
+    let (run, applied) = waited.unwrap_or((run, None));
+    let mut response = if applied.is_some() && run.is_terminal() {
+        HttpResponse::Ok()
+    } else {
+        let mut response = HttpResponse::Accepted();
+        response.insert_header((header::RETRY_AFTER, POLL_AFTER_SECS));
+        response
+    };
+    response.insert_header((header::LOCATION, format!("/v1/runs/{}", run.run_id)));
     if replayed {
         response.insert_header(("Idempotent-Replayed", "true"));
     }
-    // The run is accepted whether or not a link can be made now.
-    let link = link(&app, &ids, &run).await.unwrap_or_default();
+    prefer::applied(&mut response, applied);
+    // The run is accepted whether or not a link can be made now. A key that may only buy is shown none.
+    let link = match caller.0.scopes.allow(Scope::RunsRead) {
+        true => link(&app, &ids, &run).await.unwrap_or_default(),
+        false => None,
+    };
     Ok(show(response, &run, link.as_ref()))
 }
 
@@ -135,9 +154,15 @@ pub async fn get(
 ) -> Result<HttpResponse, Problem> {
     Query::none(&request)?;
     let ids = ids(&request);
-    let run = find(&app, &ids, caller.0.tenant_id, &run_id).await?;
+    let tenant_id = caller.0.tenant_id;
+    let (run, applied) = match (prefer::wait(&request), run_id.parse()) {
+        (Some(wait), Ok(run_id)) => wait_for_end(&app, &ids, tenant_id, run_id, wait).await?,
+        _ => (find(&app, &ids, tenant_id, &run_id).await?, None),
+    };
     let link = link(&app, &ids, &run).await?;
-    Ok(show(HttpResponse::Ok(), &run, link.as_ref()))
+    let mut response = HttpResponse::Ok();
+    prefer::applied(&mut response, applied);
+    Ok(show(response, &run, link.as_ref()))
 }
 
 /// `GET /v1/runs/{run_id}/result`
@@ -208,6 +233,24 @@ async fn find(app: &Data<App>, ids: &Ids, tenant_id: TenantId, run_id: &str) -> 
     let found = app.detached.run(async move { read::find(&cx, tenant_id, run_id).await }).await;
     let found =
         found.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    here(found)
+}
+
+/// The run when it has ended or the time is up, and the preference if it was followed. It is this handler that
+/// waits, not a flow: a client that hangs up ends it.
+async fn wait_for_end(
+    app: &App,
+    ids: &Ids,
+    tenant_id: TenantId,
+    run_id: RunId,
+    wait: Duration,
+) -> Result<(Run, Option<Duration>), Problem> {
+    let waited = wait::for_end(&app.cx, &app.detached, tenant_id, run_id, wait).await;
+    let waited = waited.map_err(|error| Problem::of_flow(error, ids.trace_id))?;
+    Ok((here(waited.found)?, waited.in_full.then_some(wait)))
+}
+
+fn here(found: Found) -> Result<Run, Problem> {
     match found {
         Found::Here(run) => Ok(*run),
         Found::Gone => Err(Problem::new(Kind::RunExpired, "The run is past its retention.")),

@@ -125,7 +125,7 @@ pub struct RunError {
 }
 
 impl Run {
-    /// As its owner sees it; `link` leads to its result.
+    /// As its owner sees it; `link` leads to its result, which is shown with one or not at all.
     pub fn of(run: &run::Run, link: Option<&Link>) -> Self {
         let end = run.state.end();
         let error = match &run.state {
@@ -148,7 +148,7 @@ impl Run {
             minimum_fee_usd: run.minimum_fee.into(),
             result_url: link.map(|link| link.url.clone()),
             result_url_expires_at: link.map(|link| link.expires_at),
-            result_sha256: run.result().map(|result| result.sha256.clone()),
+            result_sha256: run.result().filter(|_| link.is_some()).map(|result| result.sha256.clone()),
             error,
             attempts: run.attempts,
             trace_id: run.trace_id.to_string(),

@@ -6,6 +6,7 @@
 //! connection knows the run id of the process that it reached, and a restart, a restore or a failover
 //! gives another. Nothing that money depends on ever expires; the windows that requests are counted in do.
 
+mod endings;
 mod pool;
 
 use std::{collections::HashMap, sync::LazyLock, time::Duration};
@@ -170,6 +171,8 @@ pub struct Glance {
 #[derive(Clone)]
 pub struct Budget {
     pool: Pool,
+    /// For the one connection that is not the pool's: see [`Budget::hear_endings`].
+    client: redis::Client,
 }
 
 static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-6.lua")));
@@ -223,7 +226,9 @@ impl Budget {
         password: Option<&SecretString>,
         connections_max: usize,
     ) -> anyhow::Result<Self> {
-        Ok(Self { pool: pool::build(url, password, connections_max)? })
+        let server = pool::server(url, password)?;
+        let client = redis::Client::open(server.clone())?;
+        Ok(Self { pool: pool::build(server, connections_max)?, client })
     }
 
     /// Asks for a part of a tenant's budget, in one round trip.

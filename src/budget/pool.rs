@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use deadpool::managed::{Metrics, RecycleResult};
 use deadpool_redis::redis::{
-    self, AsyncConnectionConfig, IntoConnectionInfo as _, RedisError, aio::MultiplexedConnection,
+    self, AsyncConnectionConfig, ConnectionInfo, IntoConnectionInfo as _, RedisError,
+    aio::MultiplexedConnection,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -64,11 +65,8 @@ async fn identify(redis: &mut MultiplexedConnection) -> Result<String, RedisErro
     Ok(format!("{} {}", value(&server, "run_id:")?, value(&replication, "master_replid:")?))
 }
 
-pub(super) fn build(
-    url: &SecretString,
-    password: Option<&SecretString>,
-    connections_max: usize,
-) -> anyhow::Result<Pool> {
+/// Where Redis is, and how to log in there.
+pub(super) fn server(url: &SecretString, password: Option<&SecretString>) -> anyhow::Result<ConnectionInfo> {
     // The cause would name the URL, and with it perhaps a password.
     let mut info = url
         .expose_secret()
@@ -79,11 +77,15 @@ pub(super) fn build(
         let settings = info.redis_settings().clone().set_password(password.expose_secret());
         info = info.set_redis_settings(settings);
     }
+    Ok(info)
+}
+
+pub(super) fn build(server: ConnectionInfo, connections_max: usize) -> anyhow::Result<Pool> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_MAX))
         .set_response_timeout(Some(RESPONSE_MAX));
     let manager =
-        Manager(deadpool_redis::Manager::new_with_config(info, config).context("cannot use REDIS_URL")?);
+        Manager(deadpool_redis::Manager::new_with_config(server, config).context("cannot use REDIS_URL")?);
     Pool::builder(manager)
         .max_size(connections_max)
         .wait_timeout(Some(WAIT_MAX))

@@ -2,6 +2,8 @@
 //! its worker within seconds and pays what it used, at least the minimum fee. One whose result is already
 //! being delivered may complete.
 
+use std::time::Duration;
+
 use super::{
     Ctx, Error,
     crash::CrashPoint,
@@ -19,6 +21,9 @@ use crate::{
 
 /// How often a run is judged anew that changed hands in between.
 const JUDGED_MAX: usize = 4;
+
+/// How long the answer waits for the gate to follow. If it is down, the sweep makes it follow later.
+const SETTLE_MAX: Duration = Duration::from_millis(800);
 
 /// What became of the wish.
 #[derive(Debug)]
@@ -55,7 +60,10 @@ pub async fn cancel(cx: &Ctx, tenant_id: TenantId, run_id: RunId) -> Result<Canc
                 let ending = Ending::Cancelled(UsdMicros::ZERO);
                 let end = cx.store.end(run_id, tenant_id, run.trace_id, guard, ending);
                 if let Cas::Won(settled) = cx.crash.at(CrashPoint::CancelEnd, end).await? {
-                    finish::settle(cx, &settled, "CANCELLED", &run.pack_type).await?;
+                    let settle = finish::settle(cx, &settled, "CANCELLED", &run.pack_type);
+                    if let Ok(settled) = tokio::time::timeout(SETTLE_MAX, settle).await {
+                        settled?;
+                    }
                     return Ok(match read::find(cx, tenant_id, run_id).await? {
                         Found::Here(run) => Cancel::Done(run),
                         Found::Gone | Found::Absent => Cancel::Gone,

@@ -30,8 +30,9 @@ pub mod sweep;
 pub mod take;
 pub mod tenants;
 pub mod usage;
+pub mod wait;
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
 use futures::FutureExt as _;
 use tokio::runtime::Handle;
@@ -54,6 +55,8 @@ pub struct Ctx {
     pub packs: Registry,
     /// How the roles keep time.
     pub pace: Pace,
+    /// Who waits here for runs to end.
+    pub waits: wait::Waits,
     /// Where tests make a flow die.
     pub crash: crash::Crash,
 }
@@ -85,6 +88,9 @@ pub enum Error {
     /// The flow panicked.
     #[error(transparent)]
     Panicked(#[from] Panicked),
+    /// The flow takes too long to wait for, and goes on.
+    #[error("a flow takes too long, and goes on")]
+    TooSlow,
 }
 
 impl Error {
@@ -94,7 +100,9 @@ impl Error {
             Self::Store(error) => matches!(error, crate::store::Error::Unavailable(_)),
             Self::Budget(error) => matches!(error, crate::budget::Error::Unavailable(_)),
             Self::Results(error) => matches!(error, crate::results::Error::Unavailable(_)),
-            Self::Queue(_) | Self::BudgetBusy | Self::RunBusy | Self::OutcomeUnknown(_) => true,
+            Self::Queue(_) | Self::BudgetBusy | Self::RunBusy | Self::OutcomeUnknown(_) | Self::TooSlow => {
+                true
+            }
             Self::Panicked(_) => false,
         }
     }
@@ -144,6 +152,10 @@ pub enum Changed {
     NotYet,
 }
 
+/// How long a request waits for its flow. Whatever a flow waits for has limits of its own, which add up to
+/// more; a client is to have an answer within two seconds all the same.
+pub const ANSWER_MAX: Duration = Duration::from_millis(1_800);
+
 /// Runs flows to their end, whatever becomes of the request that began them: actix drops a handler
 /// whose client resets the connection, and money must not stop halfway. All pools live on this one
 /// runtime. Shutdown waits for what runs here.
@@ -151,6 +163,25 @@ pub enum Changed {
 pub struct Detached {
     runtime: Handle,
     tasks: TaskTracker,
+    answer_max: Duration,
+}
+
+/// Why nothing was heard from a flow.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// It panicked.
+    Panicked,
+    /// It takes too long to wait for, and goes on.
+    TooSlow,
+}
+
+impl From<NoAnswer> for Error {
+    fn from(none: NoAnswer) -> Self {
+        match none {
+            NoAnswer::Panicked => Self::Panicked(Panicked),
+            NoAnswer::TooSlow => Self::TooSlow,
+        }
+    }
 }
 
 /// What was run panicked.
@@ -168,22 +199,26 @@ pub fn survive<T>(round: impl Future<Output = T>) -> impl Future<Output = Result
 }
 
 impl Detached {
-    /// Runs flows on `runtime`, counted by `tasks`.
-    pub fn new(runtime: Handle, tasks: TaskTracker) -> Self {
-        Self { runtime, tasks }
+    /// Runs flows on `runtime`, counted by `tasks`, and waits for each for at most `answer_max`.
+    pub fn new(runtime: Handle, tasks: TaskTracker, answer_max: Duration) -> Self {
+        Self { runtime, tasks, answer_max }
     }
 
     /// Begins `flow` at once; what is returned waits for its end. Dropping the wait does not stop the
     /// flow.
     ///
     /// # Errors
-    /// [`Panicked`]
-    pub fn run<T, F>(&self, flow: F) -> impl Future<Output = Result<T, Panicked>> + use<T, F>
+    /// [`NoAnswer`]
+    pub fn run<T, F>(&self, flow: F) -> impl Future<Output = Result<T, NoAnswer>> + use<T, F>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
         let running = self.tasks.spawn_on(flow, &self.runtime);
-        async move { running.await.ok().ok_or(Panicked) }
+        let until = tokio::time::Instant::now() + self.answer_max;
+        async move {
+            let answer = tokio::time::timeout_at(until, running).await.ok().ok_or(NoAnswer::TooSlow)?;
+            answer.ok().ok_or(NoAnswer::Panicked)
+        }
     }
 }

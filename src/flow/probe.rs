@@ -4,7 +4,8 @@ use std::{future::Future, time::Duration};
 
 use super::Ctx;
 
-const PROBE_MAX: Duration = Duration::from_millis(1_800);
+/// Below what a request waits for a flow.
+const PROBE_MAX: Duration = Duration::from_millis(1_500);
 
 /// What each dependency answered: `Ok`, or why not in words fit for the outside.
 #[derive(Clone, Debug)]
@@ -20,6 +21,12 @@ pub struct Probe {
 }
 
 impl Probe {
+    /// What is said of all of them where nobody has been heard from yet.
+    pub const fn unheard() -> Self {
+        let unheard = Err("it has not answered yet");
+        Self { database: unheard, redis: unheard, s3: unheard, sqs: unheard }
+    }
+
     /// Whether all of them answered.
     pub fn all_up(&self) -> bool {
         self.database.is_ok() && self.redis.is_ok() && self.s3.is_ok() && self.sqs.is_ok()

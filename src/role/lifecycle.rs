@@ -59,7 +59,7 @@ impl Lifecycle {
 
     /// Where flows run to their end; shutdown waits for them.
     pub fn detached(&self) -> Detached {
-        Detached::new(tokio::runtime::Handle::current(), self.tasks.clone())
+        Detached::new(tokio::runtime::Handle::current(), self.tasks.clone(), flow::ANSWER_MAX)
     }
 
     /// Runs a task that ends only when asked. One that ends by itself ends the process, with a

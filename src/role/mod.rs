@@ -11,7 +11,12 @@ use std::{net::TcpListener, sync::Arc};
 use anyhow::Context as _;
 
 use self::lifecycle::Lifecycle;
-use crate::{api, config::Settings, flow::Ctx, reaper, telemetry, worker};
+use crate::{
+    api,
+    config::Settings,
+    flow::{self, Ctx},
+    reaper, telemetry, worker,
+};
 
 /// What a long-running process begins with.
 fn begin(settings: &Settings, role: &'static str) -> anyhow::Result<()> {
@@ -79,6 +84,7 @@ fn start_api(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Re
         .with_admin(settings.admin_token().as_ref());
     let server = api::serve(listener, app, life.grace(), life.soft())?;
     life.run("api", server);
+    life.run("waits", flow::wait::run(Arc::clone(cx), life.soft()));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use crate::{
     budget::Budget,
     config::Settings,
-    flow::{Ctx, crash::Crash},
+    flow::{Ctx, crash::Crash, wait::Waits},
     pack::{self, Pack, Registry, url::Access},
     queue::Queue,
     results::Results,
@@ -32,6 +32,7 @@ pub fn context(settings: &Settings, aws: &SdkConfig) -> anyhow::Result<Ctx> {
         results: Results::new(aws, s3_endpoint.as_deref(), bucket),
         packs: Registry::new(packs(settings)),
         pace: settings.pace(),
+        waits: Waits::default(),
         crash: crash()?,
     })
 }

@@ -452,6 +452,19 @@ impl Store {
         self.rows::<IdRow>("resend_all", sql).await.map(drop)
     }
 
+    /// Those of `runs`, whoever's they are, that have ended.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn ended_among(&self, runs: &[RunId]) -> Result<Vec<RunId>, Error> {
+        let sql = Sql::new(
+            "-- ended_among\nSELECT run_id FROM runs WHERE run_id = ANY($1::uuid[]) AND actual_cost_usd_micros IS NOT NULL",
+        )
+        .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());
+        let rows: Vec<IdRow> = self.rows("ended_among", sql).await?;
+        Ok(rows.into_iter().map(|row| RunId(row.run_id)).collect())
+    }
+
     /// The ledger's word on those of `runs` that have ended.
     ///
     /// # Errors

@@ -52,5 +52,10 @@ fn describe() {
     describe_counter!("dpp_reaper_rows_total", "Rows the reaper met, by pass and what became of them.");
     describe_histogram!("dpp_reaper_pass_seconds", Unit::Seconds, "Time of a pass, by pass.");
     describe_counter!("dpp_budget_rebuilds_total", "Budgets rebuilt from the ledger.");
+    describe_gauge!("dpp_waits", "Requests that wait for a run to end.");
+    describe_counter!(
+        "dpp_waits_woken_total",
+        "Runs whose end woke somebody, by how it was heard of: hint or look."
+    );
     describe_counter!("dpp_audit_required_total", "Runs parked for a person.");
 }

@@ -6,7 +6,10 @@
   Reply   {"settled"} | {"gone"}
   Again   A second call finds no hold, changes nothing and replies "gone". So does a call that comes
           after a rebuild: the rebuilt budget holds the charge already.
+  Told    Whoever waits for the run is told, also "gone": its end is in the books either way. It is a
+          hint, so where the server's rules forbid it (pcall) the settlement stands all the same.
 ]]
+redis.pcall('PUBLISH', 'dpp:ended', ARGV[1])
 local held = redis.call('HGET', KEYS[2], ARGV[1])
 if not held then
   return {'gone'}

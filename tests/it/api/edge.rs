@@ -1,14 +1,17 @@
 //! The edge: every path's methods, what browsers are told, and clients that are slow or send too much.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use dpp::{api::problem::Kind, config::Settings, domain::id::RunId};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::is_problem;
-use crate::harness::{Answer, Tenant, TestApp};
+use crate::harness::{Answer, Limits, Tenant, TestApp, services::shared, until};
 
 /// Every path of the API, as `routes.rs` has them.
 pub fn paths() -> Vec<String> {
@@ -313,7 +316,7 @@ fn an_origin_that_is_none_stops_the_start() {
 
 /// Sends bytes and reads to the end of the connection.
 async fn raw(app: &TestApp, request: &[u8]) -> String {
-    let mut stream = tokio::net::TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();
+    let mut stream = TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();
     // A server that has heard enough may close before it has read all.
     let _ = stream.write_all(request).await;
     let mut answer = Vec::new();
@@ -342,16 +345,56 @@ async fn a_client_that_is_slow_or_sends_too_much_is_let_go() {
     let garbage = raw(&app, b"\x16\x03\x01 what is this?\r\n\r\n");
     let large = format!("{head}Content-Length: 999999999\r\n\r\n{}", " ".repeat(400_000));
     let large = raw(&app, large.as_bytes());
-    let (slow_head, slow_body, many, long, path, garbage, large) =
-        tokio::join!(slow_head, slow_body, many, long, path, garbage, large);
+    let chunk = format!("40000\r\n{}\r\n", " ".repeat(0x40000));
+    let chunks =
+        format!("{head}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n");
+    let chunks = raw(&app, chunks.as_bytes());
+    // What one server takes for the end of a body and another does not.
+    let two_ends = format!("{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
+    let two_ends = raw(&app, two_ends.as_bytes());
+    let (slow_head, slow_body, many, long, path, garbage, large, chunks, two_ends) =
+        tokio::join!(slow_head, slow_body, many, long, path, garbage, large, chunks, two_ends);
     assert!(slow_head.starts_with("HTTP/1.1 408 "), "{slow_head}");
     assert!(slow_body.starts_with("HTTP/1.1 400 ") && slow_body.contains("did not arrive"), "{slow_body}");
-    for answer in [many, long, path, garbage] {
-        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    for answer in [many, long, path] {
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
     }
-    assert!(large.starts_with("HTTP/1.1 413 ") && large.contains("payload-too-large"), "{large}");
+    for answer in [garbage, two_ends] {
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    for answer in [large, chunks] {
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("payload-too-large"), "{answer}");
+    }
     // Nothing of it moved money, and the key is unused.
     app.submit(&tenant, "slow", "1").await;
+    app.finish().await;
+}
+
+/// Found in review: actix limits the first head of a connection alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_dawdles_over_its_second_head_is_let_go_and_one_that_waits_is_not() {
+    let limits = Limits { idle_max: Duration::from_secs(1), ..Limits::default() };
+    let app = TestApp::within(shared().place().await, &[], limits);
+    let tenant = app.tenant("1").await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    let dawdler = async {
+        let mut stream = TcpStream::connect(app.url.strip_prefix("http://").unwrap()).await.unwrap();
+        stream.write_all(b"GET /llms.txt HTTP/1.1\r\nHost: x\r\n\r\nGET").await.unwrap();
+        let (mut answer, mut written) = (vec![0; 65_536], 0);
+        assert!(stream.read(&mut answer).await.unwrap() > 0, "the first is answered");
+        until("it is let go", async || {
+            // A byte now and then, for ever.
+            written += 1;
+            let gone = stream.write_all(b"x").await.is_err();
+            gone || matches!(stream.try_read(&mut answer), Ok(0))
+        })
+        .await;
+        assert!(written > 1);
+    };
+    let path = format!("/v1/runs/{run_id}");
+    let waiter = send(&app, "GET", &path, Some(&tenant.key), &[("Prefer", "wait=4")]);
+    let (waited, ()) = tokio::join!(waiter, dawdler);
+    assert_eq!((waited.status, waited.header("preference-applied")), (200, Some("wait=4")));
     app.finish().await;
 }
 

@@ -6,8 +6,10 @@ mod keys;
 mod limits;
 mod lists;
 mod openapi;
+mod outage;
 mod past;
 mod usage;
+mod wait;
 
 use dpp::api::problem::{Kind, Problem};
 use reqwest::Method;

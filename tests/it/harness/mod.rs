@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod contract;
+pub mod line;
 pub mod process;
 pub mod s3;
 pub mod script;
@@ -23,7 +24,7 @@ use dpp::{
         money::UsdMicros,
         scope::Scopes,
     },
-    flow::{self, Ctx, Detached, Tally, deposit},
+    flow::{self, Ctx, Detached, Tally, deposit, wait::Waits},
     pack::Registry,
     reaper::Pass,
     role::parts,
@@ -55,6 +56,23 @@ pub struct TestApp {
     stop: CancellationToken,
     tasks: TaskTracker,
     checked: bool,
+}
+
+/// How long requests wait, and how many.
+pub struct Limits {
+    /// For runs to end.
+    pub waits: Waits,
+    /// For their flows.
+    pub answer_max: Duration,
+    /// And connections for requests.
+    pub idle_max: Duration,
+}
+
+impl Default for Limits {
+    /// A machine at its limits is no failure of the test.
+    fn default() -> Self {
+        Self { waits: Waits::default(), answer_max: PATIENCE, idle_max: Duration::from_secs(80) }
+    }
 }
 
 /// A tenant with a key.
@@ -113,6 +131,11 @@ impl TestApp {
 
     /// An app on a place that another app may have used before: a restart.
     pub fn on(place: Place, changes: &[Change<'_>]) -> Self {
+        Self::within(place, changes, Limits::default())
+    }
+
+    /// The same, within limits of the test's own.
+    pub fn within(place: Place, changes: &[Change<'_>], limits: Limits) -> Self {
         let mut environment: BTreeMap<String, String> = place.environment.clone();
         environment.extend(changes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let settings = Settings::resolve(&environment).unwrap();
@@ -121,18 +144,21 @@ impl TestApp {
         let mut packs = parts::packs(&settings);
         packs.push(Box::new(ScriptedPack::new(script.clone())));
         cx.packs = Registry::new(packs);
+        cx.waits = limits.waits;
         let cx = Arc::new(cx);
         // The clock never goes back, not even in a restart.
         cx.store.move_clock(*place.clock.lock().unwrap());
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone());
+        let detached = Detached::new(tokio::runtime::Handle::current(), tasks.clone(), limits.answer_max);
         let app = api::App::new(Arc::clone(&cx), detached, url.clone())
             .with_origins(settings.origins())
-            .with_admin(settings.admin_token().as_ref());
+            .with_admin(settings.admin_token().as_ref())
+            .with_idle_max(limits.idle_max);
         let server = api::serve(listener, app, Duration::from_secs(5), stop.clone()).unwrap();
         tasks.spawn(server);
+        tasks.spawn(flow::wait::run(Arc::clone(&cx), stop.clone()));
         let http = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -204,8 +230,8 @@ impl TestApp {
 
     /// Waits until the flows of clients that have hung up have ended.
     pub async fn idle(&self) {
-        // What is left is the server.
-        until("all flows have ended", async || self.tasks.len() <= 1).await;
+        // What is left is the server, and who wakes those who wait.
+        until("all flows have ended", async || self.tasks.len() <= 2).await;
     }
 
     pub async fn get(&self, path: &str, key: &str) -> Answer {

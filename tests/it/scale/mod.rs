@@ -3,6 +3,7 @@
 
 mod audit;
 mod recovery;
+mod waits;
 
 use std::io::Write as _;
 
