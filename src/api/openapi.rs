@@ -329,10 +329,10 @@ impl Components {
     fn problem(&mut self, status: u16, kinds: &[Kind]) -> Value {
         let more: &[&str] = match status {
             401 | 403 => &["WWW-Authenticate"],
-            429 => &["Retry-After", "RateLimit-Policy", "RateLimit"],
-            503 => &["Retry-After"],
+            429 | 503 => &["Retry-After"],
             _ => &[],
         };
+        let of_all = ["Cache-Control", "RateLimit-Policy", "RateLimit"];
         let mut examples = Map::new();
         let mut description = String::new();
         for kind in kinds {
@@ -344,7 +344,7 @@ impl Components {
         }
         json!({
             "description": description,
-            "headers": refer_headers(more.iter().copied().chain(["Cache-Control"])),
+            "headers": refer_headers(more.iter().copied().chain(of_all)),
             "content": { "application/problem+json": { "schema": refer("schemas", "Problem"), "examples": examples } },
         })
     }

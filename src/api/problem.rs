@@ -8,7 +8,7 @@ use std::{fmt, time::Duration};
 use actix_web::{HttpResponse, ResponseError, http::StatusCode};
 use serde_json::{Value, json};
 
-use super::shape::{LimitReached, More, ProblemBody, Usd, WrongField};
+use super::shape::{More, ProblemBody, Usd, WrongField};
 use crate::{
     domain::{
         limit::{Counted, Of, Quota},
@@ -241,8 +241,13 @@ impl Problem {
             Of::Tenant => "tenant",
             Of::Key => "key",
         };
-        let reached = LimitReached { limit, limit_of: of, limit_max, retry_after_sec: secs };
-        let more = More { reached: Some(reached), ..More::default() };
+        let more = More {
+            limit: Some(limit),
+            limit_of: Some(of),
+            limit_max: Some(limit_max),
+            retry_after_sec: Some(secs),
+            ..More::default()
+        };
         Self { retry_after_secs: Some(secs), more, ..Self::new(kind, detail) }
     }
 

@@ -253,6 +253,18 @@ impl KeyLimits {
 
 /// A plan's limits; null where it has none.
 #[derive(Serialize, ToSchema)]
+#[schema(examples(json!({
+    "plan": "growth",
+    "allowed_packs": null,
+    "run_cost_max_usd": "100.0000",
+    "pack_cost_max_usd": {"url": "1.0000"},
+    "runs_per_minute": 600,
+    "polls_per_minute": 3000,
+    "concurrent_runs_max": 50,
+    "monthly_spend_max_usd": "10000.0000",
+    "timebox_secs_max": 900,
+    "retention_days": 30,
+})))]
 pub struct Plan {
     /// Its name.
     pub plan: String,
@@ -788,26 +800,21 @@ pub struct More {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub spent_usd: Option<Usd>,
-    /// Of every 429.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub reached: Option<LimitReached>,
-}
-
-/// The limit that is reached.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct LimitReached {
-    /// Of a 429: the limit's name, as in the plan or the key.
-    #[schema(examples("runs_per_minute"))]
-    pub limit: &'static str,
-    /// Of a 429: `tenant` or `key`, whose limit it is.
-    #[schema(examples("tenant"))]
-    pub limit_of: &'static str,
-    /// Of a 429: its size, a number of requests or runs, or US dollars as text.
-    #[schema(examples(100))]
-    pub limit_max: Value,
-    /// Of a 429: when to come back, in seconds; as Retry-After.
-    #[schema(minimum = 0)]
-    pub retry_after_sec: u32,
+    /// Of every 429: the limit's name, as in the plan or the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub limit: Option<&'static str>,
+    /// Of every 429: `tenant` or `key`, whose limit it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub limit_of: Option<&'static str>,
+    /// Of every 429: its size, a number of requests or runs, or US dollars as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_max: Option<Value>,
+    /// Of every 429: when to come back, in seconds; as Retry-After.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub retry_after_sec: Option<u32>,
 }
 
 /// What to buy.

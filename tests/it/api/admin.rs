@@ -19,7 +19,7 @@ use crate::harness::{
 
 const TOKEN: &str = "0123456789abcdef-an-operators-token";
 
-async fn start() -> TestApp {
+pub async fn start() -> TestApp {
     TestApp::with(&[("DPP_ADMIN_TOKEN", TOKEN)]).await
 }
 
@@ -77,17 +77,21 @@ fn bare(answer: &Answer) -> (u16, Value, Vec<(String, String)>) {
     (answer.status, body, headers)
 }
 
-/// Every path of the admin API, with its parameters filled in.
-fn paths(id: &str) -> Vec<String> {
+/// Every path of the admin API, as `routes.rs` has them.
+pub fn paths() -> Vec<String> {
     let routes = include_str!("../../../src/api/routes.rs");
     let admin = routes.split("pub(super) fn admin").nth(1).unwrap();
     let paths = admin.split("\"/v1/admin").skip(1);
-    let paths = paths.map(|rest| rest.split_once('"').unwrap().0);
+    let paths: Vec<_> = paths.map(|rest| format!("/v1/admin{}", rest.split_once('"').unwrap().0)).collect();
+    assert!(paths.len() >= 11, "{paths:?}");
+    paths
+}
+
+/// The same, with their parameters filled in.
+fn filled_paths(id: &str) -> Vec<String> {
     let filled =
-        paths.map(|path| path.replace("{tenant_id}", id).replace("{key_id}", id).replace("{plan}", "growth"));
-    let filled: Vec<_> = filled.map(|path| format!("/v1/admin{path}")).collect();
-    assert!(filled.len() >= 11, "{filled:?}");
-    filled
+        |path: String| path.replace("{tenant_id}", id).replace("{key_id}", id).replace("{plan}", "growth");
+    paths().into_iter().map(filled).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -608,7 +612,7 @@ async fn without_its_token_the_admin_api_is_shut_and_without_any_it_is_not_there
         "Bearer ".to_owned(),
     ];
     let mut asked = 0;
-    for path in paths(&id) {
+    for path in filled_paths(&id) {
         let options = send(&app, "OPTIONS", &path, None, &[]).await;
         let methods = options.header("allow").unwrap().to_owned();
         assert_eq!(options.status, 204);
@@ -649,7 +653,7 @@ async fn without_its_token_the_admin_api_is_shut_and_without_any_it_is_not_there
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
     let origin = ("Origin", "http://localhost:3000");
-    for path in paths(&tenant.id.to_string()) {
+    for path in filled_paths(&tenant.id.to_string()) {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
             let unknown = send(&app, method, "/v1/nowhere", Some(TOKEN), &[origin]).await;
             let answer = send(&app, method, &path, Some(TOKEN), &[origin]).await;

@@ -30,6 +30,8 @@ pub fn filled(path: &str, run_id: RunId) -> String {
         .replace("{pack_type}", "decision")
         .replace("{slug}", "not-found")
         .replace("{asset}", "docs.js")
+        .replace("{tenant_id}", &run_id.to_string())
+        .replace("{plan}", "growth")
 }
 
 pub async fn send(
