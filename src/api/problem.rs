@@ -97,7 +97,7 @@ pub struct Problem {
     /// Which fields were wrong.
     pub errors: Vec<FieldError>,
     /// Further members.
-    pub more: More,
+    pub more: Box<More>,
     /// When to come back, in seconds, where it is known.
     pub retry_after_secs: Option<u32>,
 }
@@ -109,7 +109,7 @@ impl Problem {
     /// A problem of this kind.
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let retry_after_secs = Some(RETRY_AFTER_SECS).filter(|_| matches!(kind, Kind::Unavailable));
-        Self { kind, detail: detail.into(), errors: Vec::new(), more: More::default(), retry_after_secs }
+        Self { kind, detail: detail.into(), errors: Vec::new(), more: Box::default(), retry_after_secs }
     }
 
     /// A malformed request, with the fields that are wrong.
@@ -248,7 +248,7 @@ impl Problem {
             retry_after_sec: Some(secs),
             ..More::default()
         };
-        Self { retry_after_secs: Some(secs), more, ..Self::new(kind, detail) }
+        Self { retry_after_secs: Some(secs), more: Box::new(more), ..Self::new(kind, detail) }
     }
 
     fn of_plan(refusal: &PlanRefusal) -> Self {
