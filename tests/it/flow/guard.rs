@@ -25,8 +25,8 @@ const OTHER_CLAIM: &str = "finalize_token = gen_random_uuid()";
 const QUEUED: &str = "status = 'QUEUED', lease_token = NULL, lease_expires_at = NULL";
 const LEASED: &str =
     "status = 'PROCESSING', finalize_stage = NULL, lease_token = gen_random_uuid(), lease_expires_at = now()";
-const CLAIMED: &str = "finalize_stage = 'CLAIMED', finalize_token = gen_random_uuid(), claimed_at = now(), \
-    claim_cost_usd_micros = 0, result_key = 'x', result_sha256 = 'x', lease_token = NULL, lease_expires_at = NULL";
+const CLAIMED: &str = "status = 'PROCESSING', finalize_stage = 'CLAIMED', finalize_token = gen_random_uuid(), \
+    claimed_at = now(), claim_cost_usd_micros = 0, result_key = 'x', result_sha256 = 'x', lease_token = NULL, lease_expires_at = NULL";
 const PARKED: &str = "money_state = 'AUDIT_REQUIRED', reason_code = 'x', reason_detail = 'x'";
 const UNPARKED: &str = "money_state = 'RESERVED', reason_code = NULL, reason_detail = NULL";
 
@@ -56,7 +56,7 @@ use Change::{
 
 /// Each change, and what must make it lose.
 const TABLE: [(Change, &[&str]); 14] = [
-    (TakenByWorker, &[LEASED]),
+    (TakenByWorker, &[LEASED, CLAIMED]),
     (RenewedByWorker, &[OTHER_LEASE, QUEUED, CLAIMED]),
     (ClaimedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
     (FailedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
@@ -67,9 +67,9 @@ const TABLE: [(Change, &[&str]); 14] = [
     (RequeuedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
     (ParkedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
     (ResolvedByOperator, &[OTHER_VERSION, OTHER_CLAIM, UNPARKED]),
-    (ExpiredInQueue, &[OTHER_VERSION, LEASED]),
+    (ExpiredInQueue, &[OTHER_VERSION, LEASED, CLAIMED]),
     (StoppedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
-    (CancelledInQueue, &[OTHER_VERSION, LEASED]),
+    (CancelledInQueue, &[OTHER_VERSION, LEASED, CLAIMED]),
 ];
 
 /// What a caller holds when it makes its change.
@@ -226,6 +226,47 @@ async fn whoever_saw_the_row_as_it_is_wins_once_and_touches_no_other() {
         let after =
             (table(&app, "runs", Some(run_id)).await, table(&app, "ledger_transfers", Some(run_id)).await);
         assert_eq!(others, after, "{change:?} touched another run");
+        clear(&app).await;
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_run_ends_on_another_tenants_books() {
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("100").await, app.tenant("100").await);
+    let ends = [
+        FailedByWorker,
+        StoppedByWorker,
+        EndedByReaper,
+        CompletedUnderClaim,
+        ResolvedByOperator,
+        ExpiredInQueue,
+        CancelledInQueue,
+    ];
+    for change in ends {
+        let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+        let before = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+        assert!(!make(&app, &other, change, run_id, &seen).await, "{change:?} is won by another's name");
+        let after = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+        assert_eq!(before, after, "{change:?} was lost and changed something");
+        clear(&app).await;
+    }
+    app.finish().await;
+}
+
+/// The next attempt's claim, cost and result are its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_lost_attempt_stays_with_the_run() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for change in [HandedBackByWorker, RequeuedByReaper, RequeuedUnderClaim] {
+        let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+        assert!(make(&app, &tenant, change, run_id, &seen).await, "{change:?} is lost");
+        let left =
+            "SELECT num_nonnulls(lease_token, lease_expires_at, finalize_stage, finalize_token, claimed_at,
+            claim_cost_usd_micros, result_key, result_sha256) FROM runs";
+        assert_eq!(app.place.sql(left).await, [[Some("0".to_owned())]], "{change:?}");
         clear(&app).await;
     }
     app.finish().await;
