@@ -303,6 +303,30 @@ async fn no_two_takings_have_one_token() {
     app.finish().await;
 }
 
+/// A row that somebody is at is theirs: neither a worker nor the reaper waits for it, or keeps the rest waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_somebody_is_at_holds_up_no_other() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let (held_up, free) = (app.submit(&tenant, "one", "1").await, app.submit(&tenant, "two", "1").await);
+    let (client, connection) =
+        tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("BEGIN").await.unwrap();
+    client.batch_execute(&format!("SELECT 1 FROM runs WHERE run_id = '{held_up}' FOR UPDATE")).await.unwrap();
+    let store = &app.cx.store;
+
+    app.move_clock(TimeDelta::seconds(4));
+    let sent = store.due_sends(LEASE, false, 10).await.unwrap();
+    assert_eq!(sent.iter().map(|due| due.run_id).collect::<Vec<_>>(), [free]);
+    let taken = store.take(&[held_up, free], LEASE).await.unwrap();
+    assert_eq!(taken.iter().map(|run| run.run_id).collect::<Vec<_>>(), [free]);
+
+    client.batch_execute("ROLLBACK").await.unwrap();
+    app.move_clock(TimeDelta::seconds(4));
+    app.finish().await;
+}
+
 /// Snapshots, rebuilds and deposits rest on it: under the tenant's exclusive lock no transfer of the tenant is
 /// under way. Whatever writes one holds the shared lock from before its first row until its commit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
