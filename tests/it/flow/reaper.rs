@@ -313,6 +313,54 @@ async fn a_figure_of_the_gate_that_is_off_by_one_micro_is_found_and_mended() {
     app.finish().await;
 }
 
+/// Without the lock a look can meet a commit on its way. What only seemed off is left alone under it: an epoch
+/// that ends for nothing turns submits away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_figure_that_is_right_again_under_the_lock_is_left_alone() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("5").await;
+    app.submit(&tenant, "one", "1").await;
+    let epoch = app.cx.store.epoch(tenant.id).await.unwrap();
+    let move_by = async |off: &str| {
+        let budget = format!("dpp:{{{}}}:budget", tenant.id);
+        let _: i64 = app.place.redis(&["HINCRBY", &budget, "available", off]).await;
+    };
+    let lock = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+    move_by("100").await;
+    let mends = async {
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lock_books%' \
+                     AND datname = current_database()";
+        crate::harness::until("the sweep waits", async || !app.place.sql(waits).await.is_empty()).await;
+        move_by("-100").await;
+        drop(lock);
+    };
+
+    let (swept, ()) = tokio::join!(app.pass(Pass::Reservations), mends);
+
+    assert_eq!((swept.found, swept.changed), (0, 0), "{swept:?}");
+    assert_eq!(app.cx.store.epoch(tenant.id).await.unwrap(), epoch);
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_the_gate_has_not_heard_of_is_settled_by_the_sweep() {
+    let (app, tenant, _) = one_run(&[]).await;
+    let epoch = app.cx.store.epoch(tenant.id).await.unwrap();
+    app.cx.crash.arm(CrashPoint::Settle, Fault::DiesBefore);
+    app.work().await;
+    assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
+
+    let swept = app.pass(Pass::Reservations).await;
+
+    assert_eq!((swept.found, swept.changed, swept.failed), (1, 1, 0), "{swept:?}");
+    let gate = app.cx.budget.inspect(tenant.id).await.unwrap();
+    let cost: dpp::domain::money::UsdMicros = DECISION_COST.parse().unwrap();
+    assert_eq!(gate.budget.unwrap().available_usd_micros, 10_000_000 - cost.get());
+    assert!(gate.holds.is_empty());
+    assert_eq!(app.cx.store.epoch(tenant.id).await.unwrap(), epoch, "no rebuild was needed");
+    app.finish().await;
+}
+
 /// Found in review: of two submits of one key, the slower is lent the faster one's run id; its epoch ends;
 /// by the time that it asks the gate again, the run has ended and settled. Under the run's own id it would
 /// be held, and then charged, a second time.
