@@ -255,18 +255,72 @@ async fn no_run_ends_on_another_tenants_books() {
     app.finish().await;
 }
 
-/// The next attempt's claim, cost and result are its own.
+/// To the grain, at both ends: what is not charged is released, and nothing is booked that is nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_ends_in_a_charge_and_a_release_that_add_up_to_it() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let cases = [
+        ("0", "hold 1000000,release 1000000"),
+        ("0.0001", "charge 100,hold 1000000,release 999900"),
+        ("0.9999", "charge 999900,hold 1000000,release 100"),
+        ("1", "charge 1000000,hold 1000000"),
+    ];
+    for (cost, booked) in cases {
+        let run_id = app.submit(&tenant, cost, "1").await;
+        let leased = app.cx.store.take(&[run_id], LEASE).await.unwrap().remove(0);
+        let ending = Ending::Failed(cost.parse().unwrap(), Reason::pack_crashed());
+        let end = app.cx.store.end(run_id, tenant.id, leased.trace_id, Guard::of_lease(&leased), ending);
+        let Cas::Won(settled) = end.await.unwrap() else { panic!("the end is lost") };
+        app.cx.budget.settle(&settled).await.unwrap();
+        let rows = format!(
+            "SELECT string_agg(kind || ' ' || amount_usd_micros, ',' ORDER BY kind) FROM ledger_transfers
+             WHERE run_id = '{run_id}'"
+        );
+        assert_eq!(app.place.sql(&rows).await, [[Some(booked.to_owned())]], "{cost}");
+    }
+    app.finish().await;
+}
+
+/// By the database's clock, from the moment that it is taken or renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_lasts_as_long_as_was_asked_for() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    let store = &app.cx.store;
+    let due = async || store.due_leases(None, 10).await.unwrap().len();
+    let minutes = Duration::from_secs(180);
+    let run = store.take(&[run_id], minutes).await.unwrap().remove(0);
+    for lasts in ["as it was taken", "as it was renewed"] {
+        app.move_clock(TimeDelta::minutes(2));
+        assert_eq!(due().await, 0, "{lasts}");
+        assert_eq!(store.beat(&[(run_id, run.token)], minutes).await.unwrap(), [run_id]);
+    }
+    app.move_clock(TimeDelta::minutes(4));
+    assert_eq!(due().await, 1, "no longer");
+    app.finish().await;
+}
+
+/// The next attempt's claim, cost and result are its own; what counts is the attempt, and when the first began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_lost_attempt_stays_with_the_run() {
     let app = TestApp::start().await;
     let tenant = app.tenant("100").await;
-    for change in [HandedBackByWorker, RequeuedByReaper, RequeuedUnderClaim] {
+    for (change, attempts) in [(HandedBackByWorker, 0), (RequeuedByReaper, 1), (RequeuedUnderClaim, 1)] {
         let (run_id, seen) = reach(&app, &tenant, change, "one").await;
         assert!(make(&app, &tenant, change, run_id, &seen).await, "{change:?} is lost");
         let left =
             "SELECT num_nonnulls(lease_token, lease_expires_at, finalize_stage, finalize_token, claimed_at,
             claim_cost_usd_micros, result_key, result_sha256) FROM runs";
         assert_eq!(app.place.sql(left).await, [[Some("0".to_owned())]], "{change:?}");
+        let run = app.cx.store.find_run(run_id).await.unwrap().unwrap();
+        assert_eq!(run.attempts, attempts, "{change:?}");
+        assert!(run.started_at.is_some(), "{change:?}");
+        app.move_clock(TimeDelta::seconds(1));
+        assert_eq!(app.cx.store.take(&[run_id], LEASE).await.unwrap()[0].attempt, attempts + 1);
+        let again = app.cx.store.find_run(run_id).await.unwrap().unwrap();
+        assert_eq!(again.started_at, run.started_at, "{change:?}");
         clear(&app).await;
     }
     app.finish().await;
