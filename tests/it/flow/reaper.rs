@@ -471,6 +471,12 @@ async fn a_hold_of_an_ended_epoch_is_never_inserted() {
     let new = new_run(&app, &tenant).await;
     let late = app.cx.store.submit(&new, epoch, Duration::from_secs(3)).await.unwrap();
     assert_eq!(late, dpp::store::Submitted::NotAdmitted);
+    // Nor if it is another's now.
+    let other = app.tenant("0").await;
+    let takes = format!("UPDATE tenants SET budget_epoch = {epoch} WHERE tenant_id = '{}'", other.id);
+    app.place.sql(&takes).await;
+    let late = app.cx.store.submit(&new, epoch, Duration::from_secs(3)).await.unwrap();
+    assert_eq!(late, dpp::store::Submitted::NotAdmitted);
     app.finish().await;
 }
 
