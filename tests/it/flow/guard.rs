@@ -11,6 +11,7 @@ use dpp::{
         money::UsdMicros,
         run::{Cas, Claimed, Leased, Reason},
     },
+    flow::resolve::{Resolved, resolve},
     store::{Ending, Guard},
 };
 
@@ -278,6 +279,21 @@ async fn a_hold_ends_in_a_charge_and_a_release_that_add_up_to_it() {
              WHERE run_id = '{run_id}'"
         );
         assert_eq!(app.place.sql(&rows).await, [[Some(booked.to_owned())]], "{cost}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_charges_from_nothing_to_the_whole_hold() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for charge in ["0", "0.0001", "0.9999", "1"] {
+        let (run_id, _) = reach(&app, &tenant, ResolvedByOperator, charge).await;
+        let too_much = resolve(&app.cx, run_id, "1.0001".parse().unwrap(), "x").await.unwrap();
+        assert!(matches!(too_much, Resolved::AboveHold { .. }), "{too_much:?}");
+        let resolved = resolve(&app.cx, run_id, charge.parse().unwrap(), "x").await.unwrap();
+        let Resolved::Ended(run) = resolved else { panic!("{resolved:?}") };
+        assert_eq!(run.state.charge(), Some(charge.parse().unwrap()));
     }
     app.finish().await;
 }
