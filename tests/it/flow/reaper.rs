@@ -6,8 +6,9 @@ use chrono::TimeDelta;
 use dpp::{
     domain::run::Cas,
     flow::{
+        Tally,
         crash::{CrashPoint, Fault},
-        finish, take,
+        finish, sweep, take,
     },
     reaper::Pass,
 };
@@ -339,6 +340,40 @@ async fn a_figure_that_is_right_again_under_the_lock_is_left_alone() {
 
     assert_eq!((swept.found, swept.changed), (0, 0), "{swept:?}");
     assert_eq!(app.cx.store.epoch(tenant.id).await.unwrap(), epoch);
+    app.finish().await;
+}
+
+/// Found in review: whoever waits for the tenant's lock makes all of its submits and ends wait behind. A run that
+/// came and went between two looks is no reason to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_that_meets_a_busy_tenant_looks_again_and_takes_no_lock() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("5").await;
+    app.submit(&tenant, "stays", "1").await;
+    assert_eq!(app.cx.queue.receive(1, Duration::from_secs(60), Duration::ZERO).await.unwrap().len(), 1);
+    let (paused, way) = super::submit::SlowWay::app(&app.place).await;
+    // Submits and ends share the lock; a sweep that asked for it would have to wait.
+    let (client, connection) =
+        tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let shared = format!("SELECT pg_advisory_lock_shared(hashtextextended('{}', 0))", tenant.id);
+    client.batch_execute(&shared).await.unwrap();
+    assert_eq!(sweep::sweep(&paused.cx, tenant.id).await.unwrap(), Tally::default());
+
+    way.open.send_replace(false);
+    let sweeping = tokio::spawn({
+        let (cx, tenant) = (Arc::clone(&paused.cx), tenant.id);
+        async move { sweep::sweep(&cx, tenant).await }
+    });
+    way.keeps().await;
+    app.submit(&tenant, "comes-and-goes", "1").await;
+    assert_eq!(app.work().await, 1);
+    way.open.send_replace(true);
+
+    assert_eq!(sweeping.await.unwrap().unwrap(), Tally::default());
+    paused.abandon();
+    drop(client);
+    app.move_clock(TimeDelta::hours(1));
     app.finish().await;
 }
 
