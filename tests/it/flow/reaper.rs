@@ -384,6 +384,8 @@ async fn an_end_that_the_gate_has_not_heard_of_is_settled_by_the_sweep() {
     app.cx.crash.arm(CrashPoint::Settle, Fault::DiesBefore);
     app.work().await;
     assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
+    let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
+    assert!(audit.differences.is_empty(), "what is on its way differs from nothing: {:?}", audit.differences);
 
     let swept = app.pass(Pass::Reservations).await;
 
