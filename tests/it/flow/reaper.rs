@@ -386,7 +386,7 @@ async fn an_end_that_the_gate_has_not_heard_of_is_settled_by_the_sweep() {
     assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
     // The auditor names the reservation, and misses no money: what was charged is still in it.
     let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
-    let kinds: Vec<_> = audit.differences.iter().map(|finding| finding.kind).collect();
+    let kinds: Vec<_> = audit.differences.iter().map(|finding| &*finding.kind).collect();
     assert_eq!(kinds, ["gate_hold_without_run"], "{:?}", audit.differences);
 
     let swept = app.pass(Pass::Reservations).await;
