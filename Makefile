@@ -41,8 +41,8 @@ scale: ## An audit of 1,000,000 runs, 20,000 stuck runs for one reaper, 1,000 wa
 	@.ci/setup
 	cargo test $(ARGS) --test it scale -- --ignored --nocapture --test-threads=1
 
-mutants: ## Breaks the money code in every small way and expects a test to fail each time; takes hours
-	@.ci/mutants
+mutants: ## Breaks the money code in every small way and expects a test to fail each time: make mutants ARGS=--list
+	@.ci/mutants $(ARGS)
 
 # The order is by cost: what fails fast comes first. Clippy and rustdoc share the dependencies'
 # metadata. `--lib --bins --tests` is every target there is; `--all-targets` would check the library

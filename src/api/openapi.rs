@@ -373,7 +373,10 @@ fn example_of(kind: Kind) -> Problem {
                 requested_usd: Some(UsdMicros::constant(1_000_000).into()),
                 ..shape::More::default()
             };
-            Problem { more: Box::new(more), ..Problem::new(kind, "$1.0000 was asked for and $0.2500 is available.") }
+            Problem {
+                more: Box::new(more),
+                ..Problem::new(kind, "$1.0000 was asked for and $0.2500 is available.")
+            }
         }
         Kind::RateLimited => Problem::rate_limited(&Quota {
             of: Of::Tenant,

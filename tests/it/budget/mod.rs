@@ -305,3 +305,46 @@ fn no_window_holds_more_than_its_limit() {
         assert_eq!(left(&budget.poll(tenant, 3, None).await.unwrap()), [2]);
     });
 }
+
+/// Redis that evicts throws away one hash of a budget and not the others.
+#[tokio::test]
+async fn what_is_left_of_a_budget_still_settles_and_touches_no_other_run() {
+    let place = shared().place().await;
+    let budget = Budget::new(&place.redis_url.clone().into(), None, 2).unwrap();
+    let tenant = TenantId::new();
+    let hash = |name: &str| format!("dpp:{{{tenant}}}:{name}");
+    let reserve = async || {
+        let ask = Ask {
+            tenant_id: tenant,
+            run_id: RunId::new(),
+            amount: usd(1_000_000),
+            key_fingerprint: "k",
+            payload: PayloadHash([0; 32]),
+            limits: GateLimits::default(),
+        };
+        let reserved = budget.reserve(ask).await;
+        let Reserve::Held { run_id, .. } = reserved.unwrap() else { panic!("not held") };
+        run_id
+    };
+    let settle = async |run: RunId| {
+        budget.settle(&Settled::won(run, tenant, TraceId::new(), usd(250_000))).await.unwrap();
+        budget.inspect(tenant).await.unwrap().budget.unwrap().available_usd_micros
+    };
+    assert_eq!(
+        budget.rebuild(tenant, 1, usd(10_000_000), (Month(1), usd(10_000_000)), &[]).await.unwrap(),
+        Rebuilt::Set
+    );
+
+    // Without its key a submit that is repeated is held as another run, and that one keeps the key.
+    let first = reserve().await;
+    let _: i64 = place.redis(&["DEL", &hash("keys")]).await;
+    let second = reserve().await;
+    assert_ne!(first, second);
+    assert_eq!(settle(first).await, 8_750_000);
+    assert_eq!(reserve().await, second, "its key is its own");
+
+    let _: i64 = place.redis(&["DEL", &hash("admits")]).await;
+    assert_eq!(settle(second).await, 9_500_000);
+    assert!(budget.inspect(tenant).await.unwrap().holds.is_empty());
+    place.release().await;
+}

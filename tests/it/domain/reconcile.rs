@@ -43,6 +43,14 @@ fn only_what_the_winner_committed_to_is_rolled_forward() {
     for receipt in contradictions {
         assert!(matches!(verdict(receipt.clone()), Verdict::Audit(_)), "{receipt:?}");
     }
+    // A claim above the hold binds nobody; one of the whole hold does.
+    for (micros, fits) in [(1_000_000, true), (1_000_001, false)] {
+        let cost = UsdMicros::constant(micros);
+        let receipt = Receipt { cost, ..good.clone() };
+        let claim = Claim { cost, ..claim() };
+        let verdict = judge(run, tenant, RESERVED, &claim, &Sight::Present { receipt: Ok(receipt) });
+        assert_eq!(verdict == Verdict::RollForward { cost }, fits, "{verdict:?}");
+    }
     let judged = |sight| judge(run, tenant, RESERVED, &claim(), &sight);
     assert_eq!(judged(Sight::Absent), Verdict::RollBack);
     assert_eq!(judged(Sight::Unknown), Verdict::NotYet);
@@ -86,6 +94,11 @@ proptest! {
             let mut wrong_cost = metadata.clone();
             wrong_cost.insert("actual-cost-usd-micros".to_owned(), wrong.to_owned());
             prop_assert!(Receipt::from_metadata(&wrong_cost).is_err(), "{}", wrong);
+        }
+        for wrong in ["a".repeat(63), "a".repeat(65), "g".repeat(64), "A".repeat(64)] {
+            let mut wrong_hash = metadata.clone();
+            wrong_hash.insert("sha256".to_owned(), wrong.clone());
+            prop_assert!(Receipt::from_metadata(&wrong_hash).is_err(), "{}", wrong);
         }
     }
 }

@@ -11,6 +11,7 @@ use dpp::{
         money::UsdMicros,
         run::{Cas, Claimed, Leased, Reason},
     },
+    flow::resolve::{Resolved, resolve},
     store::{Ending, Guard},
 };
 
@@ -25,8 +26,8 @@ const OTHER_CLAIM: &str = "finalize_token = gen_random_uuid()";
 const QUEUED: &str = "status = 'QUEUED', lease_token = NULL, lease_expires_at = NULL";
 const LEASED: &str =
     "status = 'PROCESSING', finalize_stage = NULL, lease_token = gen_random_uuid(), lease_expires_at = now()";
-const CLAIMED: &str = "finalize_stage = 'CLAIMED', finalize_token = gen_random_uuid(), claimed_at = now(), \
-    claim_cost_usd_micros = 0, result_key = 'x', result_sha256 = 'x', lease_token = NULL, lease_expires_at = NULL";
+const CLAIMED: &str = "status = 'PROCESSING', finalize_stage = 'CLAIMED', finalize_token = gen_random_uuid(), \
+    claimed_at = now(), claim_cost_usd_micros = 0, result_key = 'x', result_sha256 = 'x', lease_token = NULL, lease_expires_at = NULL";
 const PARKED: &str = "money_state = 'AUDIT_REQUIRED', reason_code = 'x', reason_detail = 'x'";
 const UNPARKED: &str = "money_state = 'RESERVED', reason_code = NULL, reason_detail = NULL";
 
@@ -56,7 +57,7 @@ use Change::{
 
 /// Each change, and what must make it lose.
 const TABLE: [(Change, &[&str]); 14] = [
-    (TakenByWorker, &[LEASED]),
+    (TakenByWorker, &[LEASED, CLAIMED]),
     (RenewedByWorker, &[OTHER_LEASE, QUEUED, CLAIMED]),
     (ClaimedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
     (FailedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
@@ -67,9 +68,9 @@ const TABLE: [(Change, &[&str]); 14] = [
     (RequeuedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
     (ParkedUnderClaim, &[OTHER_VERSION, OTHER_CLAIM, PARKED, LEASED]),
     (ResolvedByOperator, &[OTHER_VERSION, OTHER_CLAIM, UNPARKED]),
-    (ExpiredInQueue, &[OTHER_VERSION, LEASED]),
+    (ExpiredInQueue, &[OTHER_VERSION, LEASED, CLAIMED]),
     (StoppedByWorker, &[OTHER_VERSION, OTHER_LEASE, QUEUED, CLAIMED]),
-    (CancelledInQueue, &[OTHER_VERSION, LEASED]),
+    (CancelledInQueue, &[OTHER_VERSION, LEASED, CLAIMED]),
 ];
 
 /// What a caller holds when it makes its change.
@@ -231,6 +232,116 @@ async fn whoever_saw_the_row_as_it_is_wins_once_and_touches_no_other() {
     app.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_run_ends_on_another_tenants_books() {
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("100").await, app.tenant("100").await);
+    let ends = [
+        FailedByWorker,
+        StoppedByWorker,
+        EndedByReaper,
+        CompletedUnderClaim,
+        ResolvedByOperator,
+        ExpiredInQueue,
+        CancelledInQueue,
+    ];
+    for change in ends {
+        let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+        let before = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+        assert!(!make(&app, &other, change, run_id, &seen).await, "{change:?} is won by another's name");
+        let after = (table(&app, "runs", None).await, table(&app, "ledger_transfers", None).await);
+        assert_eq!(before, after, "{change:?} was lost and changed something");
+        clear(&app).await;
+    }
+    app.finish().await;
+}
+
+/// To the grain, at both ends: what is not charged is released, and nothing is booked that is nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_ends_in_a_charge_and_a_release_that_add_up_to_it() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let cases = [
+        ("0", "hold 1000000,release 1000000"),
+        ("0.0001", "charge 100,hold 1000000,release 999900"),
+        ("0.9999", "charge 999900,hold 1000000,release 100"),
+        ("1", "charge 1000000,hold 1000000"),
+    ];
+    for (cost, booked) in cases {
+        let run_id = app.submit(&tenant, cost, "1").await;
+        let leased = app.cx.store.take(&[run_id], LEASE).await.unwrap().remove(0);
+        let ending = Ending::Failed(cost.parse().unwrap(), Reason::pack_crashed());
+        let end = app.cx.store.end(run_id, tenant.id, leased.trace_id, Guard::of_lease(&leased), ending);
+        let Cas::Won(settled) = end.await.unwrap() else { panic!("the end is lost") };
+        app.cx.budget.settle(&settled).await.unwrap();
+        let rows = format!(
+            "SELECT string_agg(kind || ' ' || amount_usd_micros, ',' ORDER BY kind) FROM ledger_transfers
+             WHERE run_id = '{run_id}'"
+        );
+        assert_eq!(app.place.sql(&rows).await, [[Some(booked.to_owned())]], "{cost}");
+    }
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_charges_from_nothing_to_the_whole_hold() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for charge in ["0", "0.0001", "0.9999", "1"] {
+        let (run_id, _) = reach(&app, &tenant, ResolvedByOperator, charge).await;
+        let too_much = resolve(&app.cx, run_id, "1.0001".parse().unwrap(), "x").await.unwrap();
+        assert!(matches!(too_much, Resolved::AboveHold { .. }), "{too_much:?}");
+        let resolved = resolve(&app.cx, run_id, charge.parse().unwrap(), "x").await.unwrap();
+        let Resolved::Ended(run) = resolved else { panic!("{resolved:?}") };
+        assert_eq!(run.state.charge(), Some(charge.parse().unwrap()));
+    }
+    app.finish().await;
+}
+
+/// By the database's clock, from the moment that it is taken or renewed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_lasts_as_long_as_was_asked_for() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let run_id = app.submit(&tenant, "one", "1").await;
+    let store = &app.cx.store;
+    let due = async || store.due_leases(None, 10).await.unwrap().len();
+    let minutes = Duration::from_secs(180);
+    let run = store.take(&[run_id], minutes).await.unwrap().remove(0);
+    for lasts in ["as it was taken", "as it was renewed"] {
+        app.move_clock(TimeDelta::minutes(2));
+        assert_eq!(due().await, 0, "{lasts}");
+        assert_eq!(store.beat(&[(run_id, run.token)], minutes).await.unwrap(), [run_id]);
+    }
+    app.move_clock(TimeDelta::minutes(4));
+    assert_eq!(due().await, 1, "no longer");
+    app.finish().await;
+}
+
+/// The next attempt's claim, cost and result are its own; what counts is the attempt, and when the first began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_lost_attempt_stays_with_the_run() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    for (change, attempts) in [(HandedBackByWorker, 0), (RequeuedByReaper, 1), (RequeuedUnderClaim, 1)] {
+        let (run_id, seen) = reach(&app, &tenant, change, "one").await;
+        assert!(make(&app, &tenant, change, run_id, &seen).await, "{change:?} is lost");
+        let left =
+            "SELECT num_nonnulls(lease_token, lease_expires_at, finalize_stage, finalize_token, claimed_at,
+            claim_cost_usd_micros, result_key, result_sha256) FROM runs";
+        assert_eq!(app.place.sql(left).await, [[Some("0".to_owned())]], "{change:?}");
+        let run = app.cx.store.find_run(run_id).await.unwrap().unwrap();
+        assert_eq!(run.attempts, attempts, "{change:?}");
+        assert!(run.started_at.is_some(), "{change:?}");
+        app.move_clock(TimeDelta::seconds(1));
+        assert_eq!(app.cx.store.take(&[run_id], LEASE).await.unwrap()[0].attempt, attempts + 1);
+        let again = app.cx.store.find_run(run_id).await.unwrap().unwrap();
+        assert_eq!(again.started_at, run.started_at, "{change:?}");
+        clear(&app).await;
+    }
+    app.finish().await;
+}
+
 /// A suspended tenant's runs wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_suspended_tenants_run_is_not_taken() {
@@ -259,6 +370,30 @@ async fn no_two_takings_have_one_token() {
         app.reap().await;
     }
     assert_eq!(tokens.len(), 4);
+    app.finish().await;
+}
+
+/// A row that somebody is at is theirs: neither a worker nor the reaper waits for it, or keeps the rest waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_somebody_is_at_holds_up_no_other() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let (held_up, free) = (app.submit(&tenant, "one", "1").await, app.submit(&tenant, "two", "1").await);
+    let (client, connection) =
+        tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("BEGIN").await.unwrap();
+    client.batch_execute(&format!("SELECT 1 FROM runs WHERE run_id = '{held_up}' FOR UPDATE")).await.unwrap();
+    let store = &app.cx.store;
+
+    app.move_clock(TimeDelta::seconds(4));
+    let sent = store.due_sends(LEASE, false, 10).await.unwrap();
+    assert_eq!(sent.iter().map(|due| due.run_id).collect::<Vec<_>>(), [free]);
+    let taken = store.take(&[held_up, free], LEASE).await.unwrap();
+    assert_eq!(taken.iter().map(|run| run.run_id).collect::<Vec<_>>(), [free]);
+
+    client.batch_execute("ROLLBACK").await.unwrap();
+    app.move_clock(TimeDelta::seconds(4));
     app.finish().await;
 }
 

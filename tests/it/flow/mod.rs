@@ -3,6 +3,7 @@
 mod audit;
 mod cancel;
 mod crash;
+mod due;
 mod edges;
 mod gate;
 mod guard;

@@ -7,8 +7,9 @@ use dpp::{
     budget::Ask,
     domain::{limit::GateLimits, run::Cas},
     flow::{
+        Tally,
         crash::{CrashPoint, Fault},
-        finish, take,
+        finish, sweep, take,
     },
     reaper::Pass,
 };
@@ -314,6 +315,92 @@ async fn a_figure_of_the_gate_that_is_off_by_one_micro_is_found_and_mended() {
     app.finish().await;
 }
 
+/// Without the lock a look can meet a commit on its way. What only seemed off is left alone under it: an epoch
+/// that ends for nothing turns submits away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_figure_that_is_right_again_under_the_lock_is_left_alone() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("5").await;
+    app.submit(&tenant, "one", "1").await;
+    let epoch = app.cx.store.epoch(tenant.id).await.unwrap();
+    let move_by = async |off: &str| {
+        let budget = format!("dpp:{{{}}}:budget", tenant.id);
+        let _: i64 = app.place.redis(&["HINCRBY", &budget, "available", off]).await;
+    };
+    let lock = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+    move_by("100").await;
+    let mends = async {
+        let waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lock_books%' \
+                     AND datname = current_database()";
+        crate::harness::until("the sweep waits", async || !app.place.sql(waits).await.is_empty()).await;
+        move_by("-100").await;
+        drop(lock);
+    };
+
+    let (swept, ()) = tokio::join!(app.pass(Pass::Reservations), mends);
+
+    assert_eq!((swept.found, swept.changed), (0, 0), "{swept:?}");
+    assert_eq!(app.cx.store.epoch(tenant.id).await.unwrap(), epoch);
+    app.finish().await;
+}
+
+/// Found in review: whoever waits for the tenant's lock makes all of its submits and ends wait behind. A run that
+/// came and went between two looks is no reason to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_that_meets_a_busy_tenant_looks_again_and_takes_no_lock() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("5").await;
+    app.submit(&tenant, "stays", "1").await;
+    assert_eq!(app.cx.queue.receive(1, Duration::from_secs(60), Duration::ZERO).await.unwrap().len(), 1);
+    let (paused, way) = super::submit::SlowWay::app(&app.place).await;
+    // Submits and ends share the lock; a sweep that asked for it would have to wait.
+    let (client, connection) =
+        tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let shared = format!("SELECT pg_advisory_lock_shared(hashtextextended('{}', 0))", tenant.id);
+    client.batch_execute(&shared).await.unwrap();
+    assert_eq!(sweep::sweep(&paused.cx, tenant.id).await.unwrap(), Tally::default());
+
+    way.open.send_replace(false);
+    let sweeping = tokio::spawn({
+        let (cx, tenant) = (Arc::clone(&paused.cx), tenant.id);
+        async move { sweep::sweep(&cx, tenant).await }
+    });
+    way.keeps().await;
+    app.submit(&tenant, "comes-and-goes", "1").await;
+    assert_eq!(app.work().await, 1);
+    way.open.send_replace(true);
+
+    assert_eq!(sweeping.await.unwrap().unwrap(), Tally::default());
+    paused.abandon();
+    drop(client);
+    app.move_clock(TimeDelta::hours(1));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_the_gate_has_not_heard_of_is_settled_by_the_sweep() {
+    let (app, tenant, _) = one_run(&[]).await;
+    let epoch = app.cx.store.epoch(tenant.id).await.unwrap();
+    app.cx.crash.arm(CrashPoint::Settle, Fault::DiesBefore);
+    app.work().await;
+    assert_eq!(app.cx.budget.inspect(tenant.id).await.unwrap().holds.len(), 1);
+    // The auditor names the reservation, and misses no money: what was charged is still in it.
+    let audit = dpp::flow::audit::audit(&app.cx, false).await.unwrap();
+    let kinds: Vec<_> = audit.differences.iter().map(|finding| &*finding.kind).collect();
+    assert_eq!(kinds, ["gate_hold_without_run"], "{:?}", audit.differences);
+
+    let swept = app.pass(Pass::Reservations).await;
+
+    assert_eq!((swept.found, swept.changed, swept.failed), (1, 1, 0), "{swept:?}");
+    let gate = app.cx.budget.inspect(tenant.id).await.unwrap();
+    let cost: dpp::domain::money::UsdMicros = DECISION_COST.parse().unwrap();
+    assert_eq!(gate.budget.unwrap().available_usd_micros, 10_000_000 - cost.get());
+    assert!(gate.holds.is_empty());
+    assert_eq!(app.cx.store.epoch(tenant.id).await.unwrap(), epoch, "no rebuild was needed");
+    app.finish().await;
+}
+
 /// Found in review: of two submits of one key, the slower is lent the faster one's run id; its epoch ends;
 /// by the time that it asks the gate again, the run has ended and settled. Under the run's own id it would
 /// be held, and then charged, a second time.
@@ -430,6 +517,12 @@ async fn a_hold_of_an_ended_epoch_is_never_inserted() {
     dpp::flow::rebuild::rebuild(&app.cx, tenant.id).await.unwrap();
 
     let new = new_run(&app, &tenant).await;
+    let late = app.cx.store.submit(&new, epoch, Duration::from_secs(3)).await.unwrap();
+    assert_eq!(late, dpp::store::Submitted::NotAdmitted);
+    // Nor if it is another's now.
+    let other = app.tenant("0").await;
+    let takes = format!("UPDATE tenants SET budget_epoch = {epoch} WHERE tenant_id = '{}'", other.id);
+    app.place.sql(&takes).await;
     let late = app.cx.store.submit(&new, epoch, Duration::from_secs(3)).await.unwrap();
     assert_eq!(late, dpp::store::Submitted::NotAdmitted);
     app.finish().await;

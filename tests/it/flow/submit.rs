@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{DECISION_COST, TestApp, decision, until};
+use crate::harness::{DECISION_COST, TestApp, decision, services::Place, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_submitted_worked_on_delivered_and_paid() {
@@ -141,6 +141,41 @@ async fn a_refusal_is_exact_even_when_the_gate_lags_behind_the_ledger() {
     app.finish().await;
 }
 
+/// What is under way decides whether it fits, and is waited for a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_waits_for_a_submit_under_way() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let connect = async || {
+        let (client, connection) =
+            tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    };
+    let (holds_up, watches) = (connect().await, connect().await);
+    holds_up.batch_execute("BEGIN").await.unwrap();
+    let row = format!("SELECT 1 FROM tenants WHERE tenant_id = '{}' FOR UPDATE", tenant.id);
+    holds_up.batch_execute(&row).await.unwrap();
+    let body = decision("1");
+
+    let second = async {
+        let held = async || app.cx.budget.inspect(tenant.id).await.unwrap().holds.len() == 1;
+        until("the first is through the gate", held).await;
+        app.post(&tenant, "second", &body).await
+    };
+    let lets_go = async {
+        let looks =
+            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '-- known%' AND datname = current_database()";
+        until("the second looks", async || !watches.query(looks, &[]).await.unwrap().is_empty()).await;
+        holds_up.batch_execute("ROLLBACK").await.unwrap();
+    };
+    let (first, second, ()) = tokio::join!(app.post(&tenant, "first", &body), second, lets_go);
+
+    assert_eq!(first.status, 202, "{first:?}");
+    assert_eq!((second.status, second.slug()), (422, "budget-exceeded"), "{second:?}");
+    app.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_hangs_up_stops_nothing() {
     let app = Arc::new(TestApp::start().await);
@@ -210,13 +245,28 @@ async fn a_pack_that_fails_costs_at_least_the_minimum_fee_and_at_most_the_hold()
 }
 
 /// A way to PostgreSQL that can keep the answers back.
-struct SlowWay {
+pub struct SlowWay {
     port: u16,
-    open: tokio::sync::watch::Sender<bool>,
+    pub open: tokio::sync::watch::Sender<bool>,
     kept: Arc<AtomicBool>,
 }
 
 impl SlowWay {
+    /// Another app of the same place, whose way is slow.
+    pub async fn app(place: &Place) -> (TestApp, Self) {
+        let port = place.database_url.parse::<url::Url>().unwrap().port().unwrap();
+        let way = Self::to(port).await;
+        let mut place = place.clone();
+        let slow = place.database_url.replace(&format!(":{port}/"), &format!(":{}/", way.port));
+        place.environment.insert("DATABASE_URL".to_owned(), slow);
+        (TestApp::on(place, &[]), way)
+    }
+
+    /// Waits until an answer is kept back.
+    pub async fn keeps(&self) {
+        until("an answer is kept back", async || self.kept.load(Ordering::Relaxed)).await;
+    }
+
     async fn to(port: u16) -> Self {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let way = Self {
@@ -255,15 +305,8 @@ impl SlowWay {
 async fn a_key_that_came_to_be_used_meanwhile_is_answered_with_its_run_and_not_refused() {
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
-    let database: url::Url = app.place.database_url.parse().unwrap();
-    let way = SlowWay::to(database.port().unwrap()).await;
-    let mut place = app.place.clone();
-    let slow = app
-        .place
-        .database_url
-        .replace(&format!(":{}/", database.port().unwrap()), &format!(":{}/", way.port));
-    place.environment.insert("DATABASE_URL".to_owned(), slow);
-    let paused = Arc::new(TestApp::on(place, &[]));
+    let (paused, way) = SlowWay::app(&app.place).await;
+    let paused = Arc::new(paused);
     // From now on it knows the caller, and its connection the statement: the next thing asked is the key.
     assert_eq!(paused.post(&tenant, "too-much", &decision("5")).await.status, 422);
 
@@ -272,7 +315,7 @@ async fn a_key_that_came_to_be_used_meanwhile_is_answered_with_its_run_and_not_r
         let (paused, tenant) = (Arc::clone(&paused), tenant.clone());
         async move { paused.post(&tenant, "one", &decision("1")).await }
     });
-    until("it has looked for the key", async || way.kept.load(Ordering::Relaxed)).await;
+    way.keeps().await;
     let run_id = app.submit(&tenant, "one", "1").await;
     app.work().await;
     app.submit(&tenant, "another", "0.9").await;

@@ -1,0 +1,229 @@
+//! What the store is asked for by whoever repairs: all of what is due and nothing else, page by page, and of one
+//! tenant nothing of another's.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use dpp::{
+    domain::{
+        id::RunId,
+        run::{Cas, Claimed, Leased, Reason},
+    },
+    store::{Deposit, Ending, Guard},
+};
+
+use crate::harness::{Tenant, TestApp};
+
+const LEASE: Duration = Duration::from_secs(3);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+async fn waiting(app: &TestApp, tenant: &Tenant, key: &str) -> RunId {
+    app.submit(tenant, key, "1").await
+}
+
+async fn leased(app: &TestApp, tenant: &Tenant, key: &str) -> Leased {
+    let run_id = waiting(app, tenant, key).await;
+    app.cx.store.take(&[run_id], LEASE).await.unwrap().remove(0)
+}
+
+async fn claimed(app: &TestApp, tenant: &Tenant, key: &str) -> Claimed {
+    let run = leased(app, tenant, key).await;
+    let claim = app.cx.store.claim(&run, format!("{key}/object"), "0".repeat(64), "0.5".parse().unwrap());
+    let Cas::Won(claimed) = claim.await.unwrap() else { panic!("the claim is lost") };
+    claimed
+}
+
+/// Ended at its whole hold.
+async fn ended(app: &TestApp, tenant: &Tenant, key: &str) -> RunId {
+    let run = leased(app, tenant, key).await;
+    let ending = Ending::Failed(run.reserved, Reason::pack_crashed());
+    let end = app.cx.store.end(run.run_id, tenant.id, run.trace_id, Guard::of_lease(&run), ending);
+    assert!(matches!(end.await.unwrap(), Cas::Won(_)));
+    run.run_id
+}
+
+/// Where the next page begins.
+type After = Option<(DateTime<Utc>, RunId)>;
+
+/// All pages of one row, in their order.
+async fn pages(mut page: impl AsyncFnMut(After) -> After) -> Vec<RunId> {
+    let (mut after, mut found) = (None, Vec::new());
+    while let Some((at, run_id)) = page(after).await {
+        assert!(found.len() < 10, "a page comes again: {found:?}");
+        found.push(run_id);
+        after = Some((at, run_id));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_finds_all_that_is_due_page_by_page_and_nothing_else() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let store = &app.cx.store;
+    // First, so that it would be on the first page.
+    let parked = claimed(&app, &tenant, "parked").await;
+    assert!(matches!(store.require_audit(&parked, "why").await.unwrap(), Cas::Won(())));
+    let purged = ended(&app, &tenant, "purged").await;
+    let waits = [waiting(&app, &tenant, "w1").await, waiting(&app, &tenant, "w2").await];
+    let leases = [leased(&app, &tenant, "l1").await.run_id, leased(&app, &tenant, "l2").await.run_id];
+    let claims = [claimed(&app, &tenant, "c1").await.run_id(), claimed(&app, &tenant, "c2").await.run_id()];
+    let ends = [ended(&app, &tenant, "e1").await, ended(&app, &tenant, "e2").await];
+    assert!(!store.mark_purged(purged).await.unwrap(), "it is still shown");
+
+    app.move_clock(TimeDelta::days(90) + TimeDelta::seconds(10));
+    assert!(store.mark_purged(purged).await.unwrap());
+    assert!(!store.mark_purged(purged).await.unwrap(), "once");
+    waiting(&app, &tenant, "young-w").await;
+    leased(&app, &tenant, "young-l").await;
+    claimed(&app, &tenant, "young-c").await;
+    ended(&app, &tenant, "young-e").await;
+
+    let found = pages(async |after| {
+        let due = store.due_leases(after, 1).await.unwrap();
+        due.first().map(|due| (due.guard.lease_expires_at.unwrap(), due.run_id))
+    });
+    assert_eq!(found.await, leases);
+    let found = pages(async |after| {
+        let due = store.due_claims(HOUR, after, 1).await.unwrap();
+        due.first().map(|due| (due.claimed.claim().claimed_at, due.claimed.run_id()))
+    });
+    assert_eq!(found.await, claims);
+    let found = pages(async |after| {
+        let due = store.due_expiries(HOUR, after, 1).await.unwrap();
+        due.first().map(|due| (due.created_at, due.run_id))
+    });
+    assert_eq!(found.await, waits);
+    let found = pages(async |after| {
+        let due = store.due_purges(after, 1).await.unwrap();
+        due.first().map(|due| (due.retention_until, due.run_id))
+    });
+    assert_eq!(found.await, ends);
+    // A run that is sent is marked, and leaves the scan.
+    let mut found = Vec::new();
+    while let Some(due) = store.due_sends(LEASE, false, 1).await.unwrap().first() {
+        found.push(due.run_id);
+    }
+    assert_eq!(found, waits);
+
+    let rows = store.open_runs(tenant.id, HOUR).await.unwrap();
+    let old: Vec<_> = rows.iter().filter(|(_, settled_in)| *settled_in).map(|(run_id, _)| *run_id).collect();
+    assert_eq!((rows.len(), old.len()), (10, 7));
+    assert!([waits, leases, claims].concat().iter().all(|run_id| old.contains(run_id)));
+    app.move_clock(TimeDelta::seconds(10));
+    // More messages wake nobody than a worker gets at once.
+    app.quiet().await;
+    app.finish().await;
+}
+
+/// Putting off follows a sending; whatever became of the run in between stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sending_is_put_off_for_its_own_run_as_it_was_marked() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let store = &app.cx.store;
+    for key in ["put-off", "marked-again", "taken", "other"] {
+        waiting(&app, &tenant, key).await;
+    }
+    app.move_clock(TimeDelta::minutes(10));
+    let due = store.due_sends(LEASE, false, 10).await.unwrap();
+    let next = async |run_id: RunId| {
+        let sql = format!(
+            "SELECT round(extract(epoch FROM next_send_at - created_at) / 60) FROM runs WHERE run_id = '{run_id}'"
+        );
+        app.place.sql(&sql).await[0][0].clone().unwrap()
+    };
+    app.place
+        .sql(&format!(
+            "UPDATE runs SET next_send_at = next_send_at + interval '1 second' WHERE run_id = '{}'",
+            due[1].run_id
+        ))
+        .await;
+    assert_eq!(store.take(&[due[2].run_id], LEASE).await.unwrap().len(), 1);
+
+    for due in &due[..3] {
+        store.put_off_send(due, LEASE).await.unwrap();
+    }
+
+    // As long again as it has waited; the rest at the end of their marks.
+    for (due, minutes) in due.iter().zip(["20", "10", "10", "10"]) {
+        assert_eq!(next(due.run_id).await, minutes);
+    }
+    // An hour at most, and at least as long as was asked for.
+    app.move_clock(TimeDelta::hours(5));
+    let old = due[0].run_id;
+    let again = store.due_sends(LEASE, false, 10).await.unwrap();
+    store.put_off_send(again.iter().find(|due| due.run_id == old).unwrap(), LEASE).await.unwrap();
+    assert_eq!(next(old).await, "370");
+    let young = waiting(&app, &tenant, "young").await;
+    app.move_clock(TimeDelta::seconds(60));
+    let due = store.due_sends(LEASE, false, 10).await.unwrap();
+    let due = due.iter().find(|due| due.run_id == young).unwrap();
+    store.put_off_send(due, Duration::from_secs(540)).await.unwrap();
+    assert_eq!(next(young).await, "10");
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_one_tenant_nothing_is_told_that_is_anothers() {
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("100").await, app.tenant("50").await);
+    let store = &app.cx.store;
+    let (open, gone) = (waiting(&app, &tenant, "open").await, ended(&app, &tenant, "gone").await);
+    let theirs = [waiting(&app, &other, "open").await, ended(&app, &other, "gone").await];
+
+    assert_eq!(store.open_holds(tenant.id).await.unwrap(), [(open, "1".parse().unwrap())]);
+    assert_eq!(store.open_runs(tenant.id, HOUR).await.unwrap(), [(open, false)]);
+    let all = [[open, gone], theirs].concat();
+    let settled = store.ended(tenant.id, &all).await.unwrap();
+    assert_eq!(settled.iter().map(|settled| settled.run_id()).collect::<Vec<_>>(), [gone]);
+    assert!(store.ended(tenant.id, &[open]).await.unwrap().is_empty(), "nobody asked for the other");
+    assert!(store.find_owned(tenant.id, open).await.unwrap().is_some());
+    assert!(store.find_owned(other.id, open).await.unwrap().is_none());
+    let epochs = [store.epoch(tenant.id).await.unwrap(), store.epoch(other.id).await.unwrap()];
+    assert_ne!(epochs[0], epochs[1]);
+
+    // One at a time: each holds its tenant's lock.
+    let mut books = store.lock_books(tenant.id).await.unwrap().unwrap();
+    assert_eq!(Some(books.epoch()), epochs[0]);
+    let holds = books.open_holds().await.unwrap();
+    assert_eq!(holds.iter().map(|hold| hold.run_id).collect::<Vec<_>>(), [open]);
+    assert_eq!(books.deposit("1".parse().unwrap(), "mine").await.unwrap(), Deposit::Posted);
+    books.raise_epoch().await.unwrap();
+    books.commit().await.unwrap();
+    assert_eq!(store.epoch(other.id).await.unwrap(), epochs[1], "another's epoch goes on");
+    let mut books = store.lock_books(other.id).await.unwrap().unwrap();
+    assert_eq!(books.deposit("2".parse().unwrap(), "mine").await.unwrap(), Deposit::Posted);
+    books.raise_epoch().await.unwrap();
+    books.commit().await.unwrap();
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_is_due_for_a_snapshot_when_its_tail_is_longer_than_asked_for() {
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("100").await, app.tenant("100").await);
+    let store = &app.cx.store;
+    let snapshot = async || {
+        let mut books = store.lock_books(tenant.id).await.unwrap().unwrap();
+        books.snapshot().await.unwrap();
+        books.commit().await.unwrap();
+    };
+    // A deposit each, and two holds that the other does not have.
+    for round in 0..3 {
+        assert!(store.tenants_to_snapshot(2, 10).await.unwrap().is_empty(), "{round}");
+        for key in ["a", "b", "c"] {
+            waiting(&app, &tenant, &format!("{round}{key}")).await;
+        }
+        assert_eq!(store.tenants_to_snapshot(2, 10).await.unwrap(), [tenant.id], "{round}");
+        snapshot().await;
+        assert!(store.tenants_to_snapshot(0, 10).await.unwrap() == [other.id], "{round}");
+        // Two more are not more than two.
+        for key in ["d", "e"] {
+            waiting(&app, &tenant, &format!("{round}{key}")).await;
+        }
+        assert!(store.tenants_to_snapshot(2, 10).await.unwrap().is_empty(), "{round}");
+        snapshot().await;
+    }
+    app.finish().await;
+}
