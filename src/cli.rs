@@ -4,19 +4,22 @@
 use std::path::PathBuf;
 use std::{collections::BTreeMap, time::Duration};
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     config::Settings,
     domain::{
         id::{KeyId, RunId},
-        money::UsdMicros,
+        money::{BadAmount, UsdMicros},
+        scope::{Scope, Scopes},
     },
     flow::{plans::Edit, tenants::PLAN_DEFAULT},
     role::{
         self,
         admin::{self, Output},
     },
+    store::NewLimits,
 };
 
 /// DPP, the Decision Pack Platform: paid units of work for AI agents, each with a hard price cap.
@@ -165,6 +168,21 @@ enum Key {
         /// Your name for it.
         #[arg(long, default_value = "")]
         label: String,
+        /// What it may do: runs:write, runs:read, usage:read, keys:manage; all when left out.
+        #[arg(long = "scope", value_parser = scope)]
+        scopes: Vec<Scope>,
+        /// When it stops working, such as 2028-02-29T12:00:00Z.
+        #[arg(long)]
+        expires_at: Option<DateTime<Utc>>,
+        /// The most that its runs may cost, ever, together with those of keys made with it.
+        #[arg(long, value_parser = above_zero)]
+        max_spend: Option<UsdMicros>,
+        /// New runs in any minute; 0 is without limit.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
+        runs_per_minute: i32,
+        /// Other requests in any minute; 0 is without limit.
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
+        polls_per_minute: i32,
         #[command(flatten)]
         form: Form,
     },
@@ -255,6 +273,16 @@ struct Limits {
     /// How long results are kept.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     retention_days: Option<i64>,
+}
+
+fn above_zero(text: &str) -> Result<UsdMicros, String> {
+    let amount: UsdMicros = text.parse().map_err(|bad: BadAmount| bad.to_string())?;
+    if amount.is_zero() { Err("must be above 0; leave it out for no limit".to_owned()) } else { Ok(amount) }
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    let names = || Scope::ALL.map(Scope::name).join(", ");
+    Scope::named(text).ok_or_else(|| format!("must be one of {}", names()))
 }
 
 fn pack_cap(text: &str) -> Result<(String, UsdMicros), String> {
@@ -423,8 +451,24 @@ impl Tenant {
 impl Key {
     async fn run(self, settings: &Settings) -> anyhow::Result<bool> {
         match self {
-            Self::Create { tenant, label, form } => {
-                admin::create_key(settings, form.into(), &tenant, &label).await
+            Self::Create {
+                tenant,
+                label,
+                scopes,
+                expires_at,
+                max_spend,
+                runs_per_minute,
+                polls_per_minute,
+                form,
+            } => {
+                let limited = max_spend.is_some() || runs_per_minute > 0 || polls_per_minute > 0;
+                let limits = match limited {
+                    true => NewLimits::Own { runs_per_minute, polls_per_minute, spend_max: max_spend },
+                    false => NewLimits::Unlimited,
+                };
+                let scopes = if scopes.is_empty() { Scopes::All } else { Scopes::Only(scopes) };
+                let rights = admin::Rights { scopes, expires_at, limits };
+                admin::create_key(settings, form.into(), &tenant, &label, rights).await
             }
             Self::List { tenant, form } => admin::list_keys(settings, form.into(), &tenant).await,
             Self::Rotate { key_id, grace_sec, form } => {

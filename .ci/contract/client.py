@@ -34,11 +34,11 @@ def order(max_cost_usd="1.00", **more):
 def ended(run_id):
     deadline = time.monotonic() + WAIT_SECS_MAX
     while True:
-        answer = get_run.sync_detailed(run_id, client=client)
+        answer = get_run.sync_detailed(run_id, client=client, prefer="wait=5")
+        assert answer.headers["Preference-Applied"] == "wait=5", answer
         if answer.parsed.status not in (RunStatus.QUEUED, RunStatus.PROCESSING):
             return answer.parsed
         assert time.monotonic() < deadline, f"{run_id} did not end in time"
-        time.sleep(0.1)
 
 
 # What is there to buy?
@@ -96,6 +96,14 @@ poor = submit_run.sync(client=reader, body=order(), idempotency_key=str(uuid.uui
 assert isinstance(poor, Problem) and poor.type_.endswith("/errors/insufficient-scope"), poor
 assert made.key_id in [key.key_id for key in list_keys.sync(client=client, limit=100).data]
 assert revoke_key.sync_detailed(made.key_id, client=client).status_code == 204
+
+# Submit and wait in one, with a key that is worth five cents and no more.
+made = create_key.sync(client=client, body=CreateKey(label="sub-agent", max_spend_usd="0.05"))
+agent = AuthenticatedClient(base_url=url, token=made.key, raise_on_unexpected_status=True)
+waited = submit_run.sync_detailed(client=agent, body=order("0.05"), idempotency_key=str(uuid.uuid4()), prefer="wait=30")
+assert waited.status_code == 200 and waited.parsed.status == RunStatus.COMPLETED, waited
+limited = submit_run.sync(client=agent, body=order("0.05"), idempotency_key=str(uuid.uuid4()))
+assert limited.type_.endswith("/errors/spend-limit-exceeded") and limited.limit_of == "key", limited
 
 # Refusals say what is wrong.
 broke = submit_run.sync(client=client, body=order(max_cost_usd="9999"), idempotency_key=str(uuid.uuid4()))

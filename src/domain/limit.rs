@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::{id::KeyId, money::UsdMicros};
 
 /// The window that requests are counted in: any minute, not the clock's.
@@ -57,15 +59,17 @@ impl Quota {
 }
 
 /// Limits of a key's own, which it shares with its successors and the keys that were made with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct KeyLimits {
     /// The key that they were given to: the name of all who share them.
+    #[serde(rename = "limits_key_id")]
     pub root: KeyId,
     /// New runs a minute; zero is unlimited.
     pub runs_per_minute: i32,
     /// Other requests a minute; zero is unlimited.
     pub polls_per_minute: i32,
     /// The most that its runs may cost, ever; `None` is unlimited.
+    #[serde(rename = "max_spend_usd")]
     pub spend_max: Option<UsdMicros>,
 }
 

@@ -5,6 +5,7 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::parts;
@@ -239,6 +240,17 @@ pub async fn suspend_tenant(
     Ok(true)
 }
 
+/// What a new key may do, until when, and within which limits.
+#[derive(Debug)]
+pub struct Rights {
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Until when, if it ends by itself.
+    pub expires_at: Option<DateTime<Utc>>,
+    /// What it is limited to.
+    pub limits: NewLimits,
+}
+
 /// `dpp key create`
 ///
 /// # Errors
@@ -248,19 +260,20 @@ pub async fn create_key(
     output: Output,
     wanted: &str,
     label: &str,
+    rights: Rights,
 ) -> anyhow::Result<bool> {
     begin(settings)?;
     let store = store(settings)?;
     let tenant_id = tenant(&store, wanted).await?.tenant_id;
-    let key = NewKey {
-        tenant_id,
-        label: label.to_owned(),
-        scopes: Scopes::All,
-        expires_at: None,
-        limits: NewLimits::default(),
-    };
+    let Rights { mut scopes, expires_at, limits } = rights;
+    if let Scopes::Only(scopes) = &mut scopes {
+        scopes.sort();
+        scopes.dedup();
+    }
+    let key = NewKey { tenant_id, label: label.to_owned(), scopes, expires_at, limits };
     match keys::create_by_operator(&store, Operator::Cli, key).await.map_err(refused)? {
         Made::Key(record, key) => show_secret(output, &record, &key),
+        Made::Ended => bail!("--expires-at must be in the future"),
         _ => bail!("the key was not made"),
     }
 }

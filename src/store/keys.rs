@@ -80,10 +80,9 @@ pub struct KeyRecord {
     /// When it was revoked, if it was.
     pub revoked_at: Option<DateTime<Utc>>,
     /// What it is limited to, with those that share its limits.
-    #[serde(skip)]
     pub limits: Option<KeyLimits>,
     /// What its family's runs have cost and hold, where that is limited.
-    #[serde(skip)]
+    #[serde(rename = "spent_usd")]
     pub spent: Option<UsdMicros>,
 }
 
