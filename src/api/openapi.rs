@@ -125,7 +125,7 @@ fn parameters() -> Value {
             "description": "The first UTC day; the first of end_date's month when left out." },
         "end_date": { "in": "query", "schema": day, "example": "2028-02-29",
             "description": "The last UTC day, at most 366 after; today when left out." },
-        "Prefer": { "in": "header", "schema": { "type": "string", "maxLength": 200 }, "example": "wait=30",
+        "Prefer": { "in": "header", "schema": text, "example": "wait=30",
             "description": "`wait=N`: answers as soon as the run has ended, or after N seconds, 1 to 60 (RFC 7240). What cannot be followed is passed over." },
         "X-Request-ID": { "in": "header", "schema": text, "example": "my-request-1",
             "description": "A name of your own for this request." },
