@@ -155,29 +155,33 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
     if let Some(run) = cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
         return replay(cx, run, &order).await;
     }
-    let mut new = judge(cx, caller, order.clone())?;
+    let new = judge(cx, caller, order.clone())?;
+    match buy(cx, caller, &order, new).await {
+        // This may be a copy of a submit that was accepted since the look above and took what was left.
+        Err(refused @ NotAccepted::Refused(_)) => {
+            match cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
+                Some(run) => replay(cx, run, &order).await,
+                None => Err(refused),
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+/// Buys what was judged.
+async fn buy(cx: &Ctx, caller: &Caller, order: &Order, mut new: NewRun) -> Result<Accepted, NotAccepted> {
     let limits = caller.gate_limits();
     refuse_by_key(cx, caller, new.reserved).await?;
-
     for _ in 0..ADMISSIONS_MAX {
         // A new id each time: one that the gate lent us may have been inserted, ended and settled by the
         // other submit of this key, and must never be held a second time.
         new.run_id = RunId::new();
-        let (epoch, run_id, quotas) = match admit(cx, &new, limits).await {
-            // This may be a copy of a submit that was accepted since the look above and took what was left.
-            Err(refused @ NotAccepted::Refused(_)) => {
-                return match cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
-                    Some(run) => replay(cx, run, &order).await,
-                    None => Err(refused),
-                };
-            }
-            admitted => admitted?,
-        };
+        let (epoch, run_id, quotas) = admit(cx, &new, limits).await?;
         new.run_id = run_id;
         let insert = cx.crash.at(CrashPoint::SubmitInsert, cx.store.submit(&new, epoch, cx.pace.lease));
         let submitted = match insert.await {
             Err(store::Error::Unavailable(error) | store::Error::Query(error)) => {
-                return resolve(cx, &order, &new, error).await;
+                return resolve(cx, order, &new, error).await;
             }
             Err(store::Error::Refused(constraint)) if constraint == SPENT_CHECK => {
                 // As below: the reservation may be shared.
@@ -193,7 +197,7 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
                 announce(cx, &run).await;
                 return Ok(Accepted::New(run, quotas));
             }
-            Submitted::Exists => return existing(cx, &order, &new).await,
+            Submitted::Exists => return existing(cx, order, &new).await,
             Submitted::NotAdmitted => {
                 let tenant = cx.store.find_tenant(caller.tenant_id).await?;
                 if tenant.is_none_or(|tenant| tenant.status != "ACTIVE") {

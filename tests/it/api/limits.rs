@@ -335,6 +335,24 @@ async fn a_race_for_the_last_cent_of_a_key_has_one_winner_and_holds_nothing_back
     app.finish().await;
 }
 
+/// Found in review: a copy that had looked for its key before another was accepted found the key's money spent, by
+/// itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_of_a_submit_that_takes_all_of_a_key_are_all_answered_with_its_run() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("100").await;
+    let body = decision("1");
+    for round in 0..8 {
+        let (_, agent) = key(&app, &tenant, json!({"max_spend_usd": "1"})).await;
+        let name = format!("copy-{round}");
+        let answers = join_all((0..12).map(|_| app.post(&agent, &name, &body))).await;
+        for answer in &answers {
+            assert_eq!((answer.status, answer.run_id()), (202, answers[0].run_id()), "{answer:?}");
+        }
+    }
+    app.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_has_limits_of_its_own_beside_the_tenants() {
     let app = TestApp::start().await;
