@@ -79,6 +79,54 @@ async fn usage_is_what_was_charged_before_and_after_it_is_rolled_up() {
     app.finish().await;
 }
 
+/// A step takes so many ledger rows of the tenant, and none beyond its own newest snapshot, whatever others have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_is_rolled_up_in_steps_up_to_the_tenants_own_snapshot() {
+    /// What a step takes: the store's rows for a step, and the one that ends it.
+    const STEP: usize = 20_001;
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("10").await, app.tenant("10").await);
+    let deposits = async |count: usize| {
+        app.place
+            .sql(&format!(
+                "INSERT INTO ledger_transfers (tenant_id, kind, debit_account, credit_account, amount_usd_micros,
+                    reference, created_at)
+                 SELECT tenant_id, 'deposit', 'funding', 'available', 100, gen_random_uuid(), now()
+                 FROM generate_series(1, {count}), tenants"
+            ))
+            .await;
+    };
+    let run = async |key: &str| {
+        app.submit(&tenant, key, "1").await;
+        app.work().await;
+    };
+    let snapshot = async |tenant: &Tenant| {
+        let mut books = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+        books.snapshot().await.unwrap();
+        books.commit().await.unwrap();
+    };
+    let step = async || app.cx.store.roll_up_usage(tenant.id).await.unwrap();
+    assert_eq!(step().await, None, "no snapshot");
+
+    run("one").await;
+    snapshot(&tenant).await;
+    deposits(2 * STEP - 3).await;
+    run("two").await;
+    snapshot(&other).await;
+    assert_eq!(step().await, Some(false));
+    assert_eq!((step().await, rolled_up(&app).await.as_str()), (None, "1"));
+
+    snapshot(&tenant).await;
+    run("three").await;
+    assert_eq!(step().await, Some(true), "a step");
+    assert_eq!(step().await, Some(false), "and another, to the last row");
+    assert_eq!((step().await, rolled_up(&app).await.as_str()), (None, "2"));
+    assert_eq!(usage(&app, &tenant, "").await["total"], json!({"runs": 3, "charged_usd": "0.0360"}));
+    dpp::flow::rebuild::rebuild(&app.cx, tenant.id).await.unwrap();
+    dpp::flow::rebuild::rebuild(&app.cx, other.id).await.unwrap();
+    app.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_is_a_day_in_utc_whatever_the_calendar_does() {
     let app = TestApp::start().await;

@@ -26,8 +26,8 @@ enum Step {
     Reserve { key: u8, payload: u8, micros: i64, limits: GateLimits },
     /// Ends the hold of the run that this key had last, at a share of it in percent.
     Settle { key: u8, percent: i64 },
-    /// Sets the budget anew, keeping the open holds of the model.
-    Rebuild { epoch_step: i64, available: i64, month: i64, before: i64 },
+    /// Sets the budget anew, with the open holds of the model or, as after their ends, without.
+    Rebuild { epoch_step: i64, available: i64, holds: bool, month: i64, before: i64 },
     /// Redis forgets everything.
     Flush,
     /// Redis forgets its scripts.
@@ -135,9 +135,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => (0..6_u8, 0..2_u8, amounts(), limits())
             .prop_map(|(key, payload, micros, limits)| Step::Reserve { key, payload, micros, limits }),
         4 => (0..6_u8, 0..=100_i64).prop_map(|(key, percent)| Step::Settle { key, percent }),
-        2 => (-1..3_i64, prop_oneof![0..5_000_000_i64, Just(UsdMicros::MAX.get())], 0..3_i64, 0..2_000_000_i64)
-            .prop_map(|(epoch_step, available, month, before)| {
-                Step::Rebuild { epoch_step, available, month, before }
+        2 => (-1..3_i64, prop_oneof![0..5_000_000_i64, Just(UsdMicros::MAX.get())], any::<bool>(), 0..3_i64, 0..2_000_000_i64)
+            .prop_map(|(epoch_step, available, holds, month, before)| {
+                Step::Rebuild { epoch_step, available, holds, month, before }
             }),
         1 => Just(Step::Flush),
         1 => Just(Step::FlushScripts),
@@ -201,8 +201,12 @@ fn the_scripts_do_what_the_model_does() {
                         }
                         budget.settle(&settled).await.unwrap();
                     }
-                    Step::Rebuild { epoch_step, available, month, before } => {
+                    Step::Rebuild { epoch_step, available, holds: kept, month, before } => {
                         let epoch = model.known.map_or(10, |(epoch, _)| epoch) + epoch_step;
+                        let older = model.known.is_some_and(|(known, _)| known > epoch);
+                        if !kept && !older {
+                            model.holds.clear();
+                        }
                         let keys: Vec<_> = model.holds.keys().map(|key| format!("k{key}")).collect();
                         let holds: Vec<_> = model
                             .holds

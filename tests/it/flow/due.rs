@@ -170,10 +170,16 @@ async fn of_one_tenant_nothing_is_told_that_is_anothers() {
     let (tenant, other) = (app.tenant("100").await, app.tenant("50").await);
     let store = &app.cx.store;
     let (open, gone) = (waiting(&app, &tenant, "open").await, ended(&app, &tenant, "gone").await);
+    let in_work = leased(&app, &tenant, "in-work").await.run_id;
     let theirs = [waiting(&app, &other, "open").await, ended(&app, &other, "gone").await];
 
-    assert_eq!(store.open_holds(tenant.id).await.unwrap(), [(open, "1".parse().unwrap())]);
-    assert_eq!(store.open_runs(tenant.id, HOUR).await.unwrap(), [(open, false)]);
+    let dollar = "1".parse().unwrap();
+    let mut holds = store.open_holds(tenant.id).await.unwrap();
+    holds.sort_by_key(|(run_id, _)| run_id.0);
+    assert_eq!(holds, [(open, dollar), (in_work, dollar)]);
+    let mut runs = store.open_runs(tenant.id, HOUR).await.unwrap();
+    runs.sort_by_key(|(run_id, _)| run_id.0);
+    assert_eq!(runs, [(open, false), (in_work, false)]);
     let all = [[open, gone], theirs].concat();
     let settled = store.ended(tenant.id, &all).await.unwrap();
     assert_eq!(settled.iter().map(|settled| settled.run_id()).collect::<Vec<_>>(), [gone]);
@@ -187,7 +193,9 @@ async fn of_one_tenant_nothing_is_told_that_is_anothers() {
     let mut books = store.lock_books(tenant.id).await.unwrap().unwrap();
     assert_eq!(Some(books.epoch()), epochs[0]);
     let holds = books.open_holds().await.unwrap();
-    assert_eq!(holds.iter().map(|hold| hold.run_id).collect::<Vec<_>>(), [open]);
+    let mut holds: Vec<_> = holds.iter().map(|hold| hold.run_id).collect();
+    holds.sort_by_key(|run_id| run_id.0);
+    assert_eq!(holds, [open, in_work]);
     assert_eq!(books.deposit("1".parse().unwrap(), "mine").await.unwrap(), Deposit::Posted);
     books.raise_epoch().await.unwrap();
     books.commit().await.unwrap();
@@ -196,6 +204,86 @@ async fn of_one_tenant_nothing_is_told_that_is_anothers() {
     assert_eq!(books.deposit("2".parse().unwrap(), "mine").await.unwrap(), Deposit::Posted);
     books.raise_epoch().await.unwrap();
     books.commit().await.unwrap();
+    app.move_clock(TimeDelta::seconds(4));
+    app.finish().await;
+}
+
+/// A wish is for a run in work, and told to whoever works on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wish_is_for_one_run_in_work_of_the_tenant() {
+    let app = TestApp::start().await;
+    let (tenant, other) = (app.tenant("100").await, app.tenant("50").await);
+    let store = &app.cx.store;
+    let wish = async |tenant: &Tenant, run_id| {
+        matches!(store.request_cancel(tenant.id, run_id).await.unwrap(), Cas::Won(()))
+    };
+    let parked = claimed(&app, &tenant, "parked").await;
+    assert!(matches!(store.require_audit(&parked, "why").await.unwrap(), Cas::Won(())));
+    let (waits, gone) = (waiting(&app, &tenant, "waits").await, ended(&app, &tenant, "gone").await);
+    for run_id in [parked.run_id(), waits, gone] {
+        assert!(!wish(&tenant, run_id).await);
+    }
+    let (run, neighbour) = (leased(&app, &tenant, "run").await, leased(&app, &tenant, "neighbour").await);
+    assert!(!wish(&other, run.run_id).await);
+    let both = [run.run_id, neighbour.run_id];
+    assert!(store.to_cancel(&both).await.unwrap().is_empty());
+
+    assert!(wish(&tenant, run.run_id).await);
+
+    assert_eq!(store.to_cancel(&both).await.unwrap(), [run.run_id]);
+    assert!(store.to_cancel(&both[1..]).await.unwrap().is_empty(), "nobody asked for the other");
+    let wishes = "SELECT cancel_requested_at FROM runs WHERE cancel_requested_at IS NOT NULL";
+    let first = app.place.sql(wishes).await;
+    assert!(wish(&tenant, run.run_id).await);
+    assert_eq!(app.place.sql(wishes).await, first, "the first wish counts, and there is one");
+    app.move_clock(TimeDelta::seconds(4));
+    app.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_worker_is_told_from_what_does_not() {
+    let app = TestApp::start().await;
+    let (tenant, suspended) = (app.tenant("100").await, app.tenant("50").await);
+    let store = &app.cx.store;
+    let (waits, neighbour) = (waiting(&app, &tenant, "waits").await, waiting(&app, &tenant, "other").await);
+    let (run, idle) = (leased(&app, &tenant, "run").await.run_id, waiting(&app, &suspended, "idle").await);
+    store.set_suspended(suspended.id, true).await.unwrap();
+
+    let all = [waits, run, idle, RunId::new()];
+    assert_eq!(store.still_waiting(&all).await.unwrap(), [waits]);
+    assert_eq!(store.known(&all).await.unwrap().len(), 3);
+
+    // Only those are sent, and only when they are due.
+    app.move_clock(TimeDelta::seconds(4));
+    let sent = async |starving| {
+        let due = store.due_sends(LEASE, starving, 10).await.unwrap();
+        let mut sent: Vec<_> = due.iter().map(|due| due.run_id).collect();
+        sent.sort_by_key(|run_id| run_id.0);
+        sent
+    };
+    assert_eq!(sent(false).await, [waits, neighbour]);
+    assert!(sent(false).await.is_empty(), "they are marked");
+    // With the queue empty what was put off is due after all, unless it is so anyway before long.
+    let put_off = format!(
+        "UPDATE runs SET next_send_at = next_send_at + interval '1 hour' WHERE run_id IN ('{waits}', '{idle}', '{run}')"
+    );
+    app.place.sql(&put_off).await;
+    assert!(sent(false).await.is_empty());
+    let fresh = waiting(&app, &tenant, "fresh").await;
+    app.place
+        .sql(&format!(
+            "UPDATE runs SET next_send_at = next_send_at + interval '1 hour' WHERE run_id = '{fresh}'"
+        ))
+        .await;
+    assert_eq!(sent(true).await, [waits]);
+    // A deployment that lost its queue sends all that waits.
+    let others = format!("SELECT * FROM runs WHERE run_id = '{run}'");
+    let before = app.place.sql(&others).await;
+    store.resend_all().await.unwrap();
+    assert_eq!(sent(false).await, [waits, neighbour, fresh]);
+    assert_eq!(app.place.sql(&others).await, before);
+    store.set_suspended(suspended.id, false).await.unwrap();
+    app.move_clock(TimeDelta::seconds(4));
     app.finish().await;
 }
 

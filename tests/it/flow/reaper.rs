@@ -586,6 +586,10 @@ async fn a_run_that_nobody_takes_expires_for_free() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn past_its_retention_a_run_is_gone_for_its_owner_and_never_was_for_others() {
     let (app, tenant, run_id) = one_run(&[]).await;
+    // The plan of the moment counts, however many there were.
+    for plan in ["starter", "enterprise"] {
+        app.cx.store.assign_plan(tenant.id, plan).await.unwrap();
+    }
     app.work().await;
     let stranger = app.tenant("1").await;
     let path = format!("/v1/runs/{run_id}");
