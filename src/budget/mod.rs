@@ -26,7 +26,7 @@ use crate::domain::{
 /// How long one call may take before its outcome counts as unknown.
 const CALL_MAX: Duration = Duration::from_millis(1_500);
 /// The same for counting a request: nobody is kept waiting for it longer.
-const POLL_MAX: Duration = Duration::from_millis(100);
+const POLL_MAX: Duration = Duration::from_millis(300);
 /// The same for a rebuild, which may carry very many holds.
 const REBUILD_MAX: Duration = Duration::from_secs(5);
 
