@@ -78,6 +78,15 @@ fn schemas() -> Schemas {
     schemas.0.insert("Document".to_owned(), document);
     // A real one says most.
     schemas.0["Pack"]["examples"] = json!([shape::Pack::from(DecisionPack::new().terms())]);
+    // What GET shows may be sent back, and its name is in the path already.
+    let mut put_plan = schemas.0["Plan"].clone();
+    put_plan["description"] = json!("A plan's limits, all of them; null for none.");
+    put_plan["properties"]["plan"]["description"] = json!("The name in the path; may be left out.");
+    put_plan["additionalProperties"] = json!(false);
+    if let Some(required) = put_plan["required"].as_array_mut() {
+        required.retain(|field| field != "plan");
+    }
+    schemas.0.insert("PutPlan".to_owned(), put_plan);
     schemas
 }
 
@@ -103,8 +112,8 @@ fn parameters() -> Value {
             "description": "The last part of a problem's type." },
         "asset": { "in": "path", "schema": text, "example": "docs.js", "description": "A file's name." },
         "Idempotency-Key": { "in": "header", "required": true, "example": "order-1234",
-            "schema": { "type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!#-~]+$" },
-            "description": "A name of your own for this purchase, new for each. A quoted string is the same as what it quotes." },
+            "schema": { "type": "string", "pattern": r#"^([!#-~][!-~]{0,254}|"([!#-\[\]-~]|\\["\\]){1,255}")$"# },
+            "description": "A name of your own for this purchase, new for each: 1 to 255 visible ASCII characters. A quoted string is the same as what it quotes." },
         "If-None-Match": { "in": "header", "schema": text, "example": "\"0123456789abcdef\"",
             "description": "An ETag that you have: answered 304 while it is still right." },
         "status": { "in": "query", "schema": { "type": "string", "enum": RunState::STATUSES }, "example": "COMPLETED",

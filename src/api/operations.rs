@@ -182,7 +182,7 @@ pub const OPERATIONS: &[Operation] = {
             ..operation("delete", "/v1/admin/keys/{key_id}", ADMIN) },
         Operation { id: "list_plans", summary: "Lists plans", answers: &[json("PlanList")], ..get("/v1/admin/plans", ADMIN) },
         Operation { id: "get_plan", summary: "Shows a plan", answers: &[json("Plan")], ..get("/v1/admin/plans/{plan}", ADMIN) },
-        Operation { id: "put_plan", summary: "Makes a plan, or changes it", body: Some(("Plan", true)),
+        Operation { id: "put_plan", summary: "Makes a plan, or changes it", body: Some(("PutPlan", true)),
             answers: &[json("Plan"), Answer { status: 201, description: "It is new.", ..json("Plan") }],
             ..operation("put", "/v1/admin/plans/{plan}", ADMIN) },
         Operation { id: "get_openapi", summary: "This document", answers: &[Answer { headers: &["ETag"], ..json("Document") }, NOT_MODIFIED],
