@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web::Data};
+use actix_web::{HttpRequest, HttpResponse, web::Data};
 
 use super::{
     App,
@@ -36,7 +36,7 @@ pub async fn budget(
     let read = app.detached.run(async move { budget::read(&cx, tenant_id, root).await }).await;
     let read =
         read.map_err(flow::Error::from).flatten().map_err(|error| Problem::of_flow(error, trace_id))?;
-    Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(shape::Budget {
+    Ok(HttpResponse::Ok().json(shape::Budget {
         tenant_id: tenant_id.0,
         deposited_usd: read.balance.deposited.into(),
         available_usd: read.balance.available.into(),
@@ -68,7 +68,7 @@ pub async fn usage(
                 tracing::error!(%trace_id, %tenant_id, "usage above the largest amount");
                 Problem::new(Kind::Internal, "The request could not be completed.")
             })?;
-            Ok(HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-store")).json(body))
+            Ok(HttpResponse::Ok().json(body))
         }
         Err(BadRange::Backwards) => Err(wrong("start_date", "must not be after end_date")),
         Err(BadRange::TooLong) => {

@@ -88,7 +88,7 @@ pub async fn surround(
         let nobody = Origins::default();
         browser.tell(if admin { &nobody } else { &app.origins }, methods, headers);
     }
-    cors::guard(request.path(), headers);
+    cors::guard(headers);
     record(&response, &ids, started.elapsed());
     Ok(response)
 }
@@ -132,7 +132,7 @@ fn house_form(response: ServiceResponse<BoxBody>, ids: &Ids) -> ServiceResponse<
     let public_url = response.request().app_data::<Data<App>>().map_or("", |app| app.public_url.as_str());
     let body = problem.body(public_url, response.request().path(), ids.trace_id);
     let mut answer = HttpResponse::build(problem.kind.status());
-    answer.content_type("application/problem+json").insert_header((header::CACHE_CONTROL, "no-store"));
+    answer.content_type("application/problem+json");
     match problem.kind {
         Kind::InsufficientScope => {
             answer.insert_header((header::WWW_AUTHENTICATE, "Bearer error=\"insufficient_scope\""));

@@ -54,17 +54,15 @@ impl Browser {
 }
 
 /// What every answer says, unless its handler has said otherwise.
-pub fn guard(path: &str, answer: &mut HeaderMap) {
+pub fn guard(answer: &mut HeaderMap) {
     say(answer, header::X_CONTENT_TYPE_OPTIONS, "nosniff");
     say(answer, header::REFERRER_POLICY, "no-referrer");
     say(answer, header::X_FRAME_OPTIONS, "DENY");
     // Nothing is loaded by what is shown here, and nothing frames it.
     let nothing = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     say(answer, header::CONTENT_SECURITY_POLICY, nothing);
-    if path.starts_with("/v1/") {
-        // A tenant's business, most of it money.
-        say(answer, header::CACHE_CONTROL, "no-store");
-    }
+    // Most of it is a tenant's business, and its money.
+    say(answer, header::CACHE_CONTROL, "no-store");
 }
 
 fn say(answer: &mut HeaderMap, name: HeaderName, value: &'static str) {

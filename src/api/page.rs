@@ -65,7 +65,6 @@ impl List {
         next: Option<&[u8]>,
     ) -> HttpResponse {
         let mut response = HttpResponse::Ok();
-        response.insert_header((header::CACHE_CONTROL, "no-store"));
         let next = next.map(|place| self.key.seal(&self.scope, place));
         if let Some(cursor) = &next {
             let mut query = url::form_urlencoded::Serializer::new(String::new());

@@ -178,7 +178,6 @@ pub async fn result(
     match link(&app, &ids, &run).await? {
         Some(link) => Ok(HttpResponse::build(StatusCode::SEE_OTHER)
             .insert_header((header::LOCATION, link.url))
-            .insert_header((header::CACHE_CONTROL, "no-store"))
             .finish()),
         None => Err(Problem::new(
             Kind::RunNotCompleted,
@@ -274,8 +273,7 @@ async fn link(app: &Data<App>, ids: &Ids, run: &Run) -> Result<Option<Link>, Pro
 fn show(mut response: HttpResponseBuilder, run: &Run, link: Option<&Link>) -> HttpResponse {
     response
         .insert_header(("X-DPP-Cost-Reserved", run.reserved.to_string()))
-        .insert_header(("X-DPP-Cost-Minimum-Fee", run.minimum_fee.to_string()))
-        .insert_header((header::CACHE_CONTROL, "no-store"));
+        .insert_header(("X-DPP-Cost-Minimum-Fee", run.minimum_fee.to_string()));
     if let Some(charge) = run.state.charge() {
         response.insert_header(("X-DPP-Cost-Actual", charge.to_string()));
     }
