@@ -177,6 +177,7 @@ pub struct Budget {
 
 static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-6.lua")));
 static POLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/poll-2.lua")));
+static UNCOUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/uncount-1.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle-4.lua")));
 static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/rebuild-4.lua")));
 static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/inspect-3.lua")));
@@ -274,6 +275,32 @@ impl Budget {
             }
             ["short", available] => Ok(Reserve::Short { available: amount_of(available)? }),
             ["unknown"] => Ok(Reserve::Unknown),
+            _ => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Has a submit that was admitted within `limits`, and refused since, count in no window of runs, unless a copy
+    /// of it holds.
+    ///
+    /// # Errors
+    /// [`Error`]; it may be done.
+    pub async fn uncount(
+        &self,
+        tenant_id: TenantId,
+        key_fingerprint: &str,
+        limits: GateLimits,
+    ) -> Result<(), Error> {
+        let keys = Keys::of(tenant_id);
+        let connection = self.connection().await?;
+        let mut call = UNCOUNT.prepare_invoke();
+        call.key(&keys.keys);
+        for window in keys.windows("runs", limits.key_runs_per_minute.map(|(root, _)| root)) {
+            call.key(window);
+        }
+        call.arg(key_fingerprint);
+        let reply: Vec<String> = invoke(connection, &call, CALL_MAX).await?;
+        match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["done" | "held"] => Ok(()),
             _ => Err(unexpected(&reply)),
         }
     }

@@ -27,6 +27,23 @@ pub async fn if_stale(cx: &Ctx, tenant_id: TenantId) -> Result<(), Error> {
     under_lock(cx, tenant_id, books).await.map(drop)
 }
 
+/// Rebuilds a budget unless `epoch`, under which a submit was admitted that came to nothing, is over: its
+/// reservation may be shared with a copy of the submit, so it is not simply let go, but dropped and forbidden to be
+/// inserted in one. Of many such submits, one does the work.
+///
+/// # Errors
+/// [`Error`]
+pub async fn end_epoch(cx: &Ctx, tenant_id: TenantId, epoch: i64) -> Result<(), Error> {
+    if cx.store.epoch(tenant_id).await? != Some(epoch) {
+        return Ok(());
+    }
+    let Some(books) = cx.store.lock_books(tenant_id).await? else { return Ok(()) };
+    if books.epoch() != epoch {
+        return Ok(books.commit().await?);
+    }
+    under_lock(cx, tenant_id, books).await.map(drop)
+}
+
 /// Rebuilds a budget.
 ///
 /// # Errors

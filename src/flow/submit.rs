@@ -8,12 +8,12 @@ use super::{
     Ctx, Error,
     crash::CrashPoint,
     rebuild,
-    sweep::{self, AtBest, CaughtUp},
+    sweep::{self, CaughtUp, Figures},
 };
 use crate::{
     budget::{Ask, Reserve},
     domain::{
-        id::{RunId, TraceId},
+        id::{RunId, TenantId, TraceId},
         idempotency::{IdempotencyKey, PayloadHash},
         limit::{GateLimits, Of, Quota},
         money::UsdMicros,
@@ -28,6 +28,8 @@ use crate::{
 
 /// How often a submit is admitted anew because its tenant's budget was rebuilt in between.
 const ADMISSIONS_MAX: usize = 4;
+/// How often the gate is asked anew because something changed since it refused.
+const ASKS_MAX: usize = 16;
 
 /// The constraint that refuses what a key may not spend.
 const SPENT_CHECK: &str = "api_keys_spent_check";
@@ -156,37 +158,47 @@ pub async fn submit(cx: &Ctx, caller: &Caller, order: Order) -> Result<Accepted,
         return replay(cx, run, &order).await;
     }
     let new = judge(cx, caller, order.clone())?;
-    match buy(cx, caller, &order, new).await {
+    let mut admitted = false;
+    match buy(cx, caller, &order, new, &mut admitted).await {
         // This may be a copy of a submit that was accepted since the look above and took what was left.
         Err(refused @ NotAccepted::Refused(_)) => {
             match cx.store.find_by_key(caller.tenant_id, &order.idempotency_key).await? {
                 Some(run) => replay(cx, run, &order).await,
-                None => Err(refused),
+                None => {
+                    if admitted {
+                        uncount(cx, caller, &order).await;
+                    }
+                    Err(refused)
+                }
             }
         }
         outcome => outcome,
     }
 }
 
-/// Buys what was judged.
-async fn buy(cx: &Ctx, caller: &Caller, order: &Order, mut new: NewRun) -> Result<Accepted, NotAccepted> {
+/// Buys what was judged; `admitted` says whether the gate has let it in.
+async fn buy(
+    cx: &Ctx,
+    caller: &Caller,
+    order: &Order,
+    mut new: NewRun,
+    admitted: &mut bool,
+) -> Result<Accepted, NotAccepted> {
     let limits = caller.gate_limits();
-    refuse_by_key(cx, caller, new.reserved).await?;
     for _ in 0..ADMISSIONS_MAX {
+        refuse_by_key(cx, caller, new.reserved).await?;
         // A new id each time: one that the gate lent us may have been inserted, ended and settled by the
         // other submit of this key, and must never be held a second time.
         new.run_id = RunId::new();
         let (epoch, run_id, quotas) = admit(cx, &new, limits).await?;
-        new.run_id = run_id;
+        (new.run_id, *admitted) = (run_id, true);
         let insert = cx.crash.at(CrashPoint::SubmitInsert, cx.store.submit(&new, epoch, cx.pace.lease));
         let submitted = match insert.await {
             Err(store::Error::Unavailable(error) | store::Error::Query(error)) => {
                 return resolve(cx, order, &new, error).await;
             }
             Err(store::Error::Refused(constraint)) if constraint == SPENT_CHECK => {
-                // As below: the reservation may be shared.
-                rebuild::rebuild(cx, caller.tenant_id).await?;
-                refuse_by_key(cx, caller, new.reserved).await?;
+                rebuild::end_epoch(cx, caller.tenant_id, epoch).await?;
                 continue;
             }
             other => other?,
@@ -201,9 +213,7 @@ async fn buy(cx: &Ctx, caller: &Caller, order: &Order, mut new: NewRun) -> Resul
             Submitted::NotAdmitted => {
                 let tenant = cx.store.find_tenant(caller.tenant_id).await?;
                 if tenant.is_none_or(|tenant| tenant.status != "ACTIVE") {
-                    // Another submit of this key may share the reservation, so it is not simply let go: a
-                    // rebuild drops it and forbids that other's insert in one.
-                    rebuild::rebuild(cx, caller.tenant_id).await?;
+                    rebuild::end_epoch(cx, caller.tenant_id, epoch).await?;
                     return Err(Refusal::Suspended.into());
                 }
                 rebuild::if_stale(cx, caller.tenant_id).await?;
@@ -263,11 +273,21 @@ async fn refuse_by_key(cx: &Ctx, caller: &Caller, requested: UsdMicros) -> Resul
     Err(Refusal::SpendLimit(SpendLimit { of: Of::Key, max, spent, requested, retry_after_secs }).into())
 }
 
+/// Has a submit that the gate admitted and the books refused count in no window.
+async fn uncount(cx: &Ctx, caller: &Caller, order: &Order) {
+    let key_fingerprint = order.idempotency_key.fingerprint();
+    let uncount = cx.budget.uncount(caller.tenant_id, &key_fingerprint, caller.gate_limits());
+    if let Err(error) = uncount.await {
+        tracing::warn!(trace_id = %order.trace_id, tenant_id = %caller.tenant_id,
+            error = format!("{:#}", anyhow::Error::from(error)), "a refused submit counts as a run for a minute");
+    }
+}
+
 /// Asks the gate. Two submits of one key that race are given the same run.
 async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId, Vec<Quota>), NotAccepted> {
     let (tenant_id, requested) = (new.tenant_id, new.reserved);
     let key_fingerprint = new.idempotency_key.fingerprint();
-    for _ in 0..ADMISSIONS_MAX {
+    for _ in 0..ASKS_MAX {
         let reserve = cx.budget.reserve(Ask {
             tenant_id,
             run_id: new.run_id,
@@ -278,7 +298,7 @@ async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId
         });
         // The gate follows the ledger by a moment, or by more if a process died in between, and a refusal
         // must be exact.
-        let (caught_up, refusal) = match cx.crash.at(CrashPoint::SubmitReserve, reserve).await? {
+        let refusal = match cx.crash.at(CrashPoint::SubmitReserve, reserve).await? {
             Reserve::Held { epoch, run_id, quotas } => return Ok((epoch, run_id, quotas)),
             Reserve::Mismatch => return Err(Refusal::KeyReused.into()),
             Reserve::Limited(quota) => return Err(Refusal::RateLimited(quota).into()),
@@ -288,10 +308,10 @@ async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId
             }
             Reserve::Crowded => {
                 let max = limits.concurrent_runs_max;
-                let crowded = |now: AtBest| i32::try_from(now.open_runs).is_ok_and(|open| open >= max);
-                (sweep::catch_up(cx, tenant_id, crowded).await?, Refusal::TooManyRuns { max })
+                let crowded = |now: Figures| i32::try_from(now.open_runs).is_ok_and(|open| open >= max);
+                exact(cx, tenant_id, crowded).await?.map(|_| Refusal::TooManyRuns { max })
             }
-            Reserve::Spent { available, base } => {
+            Reserve::Spent { base, .. } => {
                 let month = cx.store.month(tenant_id).await?;
                 if base != month.base {
                     // The gate is of another month, or a charge of the last one came late.
@@ -300,12 +320,12 @@ async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId
                 }
                 let max = limits.monthly_spend_max.map_or(UsdMicros::MAX, |(_, max)| max);
                 let left = max.get() - requested.get();
-                let spent = |now: AtBest| base.get() - now.available_usd_micros > left;
-                (sweep::catch_up(cx, tenant_id, spent).await?, {
+                let spent = |now: Figures| base.get() - now.available_usd_micros > left;
+                exact(cx, tenant_id, spent).await?.map(|now| {
                     // What is held may come back, what was charged will not.
                     let passes = month.charged.get() <= left;
                     let retry_after_secs = if passes { OPEN_RUNS_RETRY_SECS } else { month.secs_left };
-                    let spent = base.checked_sub(available).unwrap_or_default();
+                    let spent = base.checked_sub(usd(now.available_usd_micros)).unwrap_or_default();
                     Refusal::SpendLimit(SpendLimit {
                         of: Of::Tenant,
                         max,
@@ -315,19 +335,38 @@ async fn admit(cx: &Ctx, new: &NewRun, limits: GateLimits) -> Result<(i64, RunId
                     })
                 })
             }
-            Reserve::Short { available } => {
-                let short = |now: AtBest| now.available_usd_micros < requested.get();
-                let refusal = Refusal::BudgetExceeded { available, requested };
-                (sweep::catch_up(cx, tenant_id, short).await?, refusal)
+            Reserve::Short { .. } => {
+                let short = |now: Figures| now.available_usd_micros < requested.get();
+                let refusal = |now: Figures| Refusal::BudgetExceeded {
+                    available: usd(now.available_usd_micros),
+                    requested,
+                };
+                exact(cx, tenant_id, short).await?.map(refusal)
             }
         };
-        match caught_up {
-            CaughtUp::Exact => return Err(refusal.into()),
-            CaughtUp::Changed => {}
-            CaughtUp::Undecided => return Err(Error::BudgetBusy.into()),
+        if let Some(refusal) = refusal {
+            return Err(refusal.into());
         }
     }
     Err(Error::BudgetBusy.into())
+}
+
+/// The figures by which a submit is refused; `None` when the gate is to be asked again.
+async fn exact(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    refused: impl Fn(Figures) -> bool,
+) -> Result<Option<Figures>, Error> {
+    match sweep::catch_up(cx, tenant_id, refused).await? {
+        CaughtUp::Exact(figures) => Ok(Some(figures)),
+        CaughtUp::Changed => Ok(None),
+        CaughtUp::Undecided => Err(Error::BudgetBusy),
+    }
+}
+
+/// An amount of the gate's; below zero, where no budget should ever be, nothing.
+fn usd(micros: i64) -> UsdMicros {
+    UsdMicros::new(micros).unwrap_or_default()
 }
 
 /// There is a run with this key already: another submit of it was faster.

@@ -13,7 +13,10 @@ use std::{
 use super::{Changed, Ctx, Error, Tally, crash::CrashPoint, rebuild};
 use crate::{
     budget::Inspection,
-    domain::id::{RunId, TenantId},
+    domain::{
+        id::{RunId, TenantId},
+        run::Settled,
+    },
 };
 
 /// A reservation this old without a run will never have one: longer than any statement may take.
@@ -27,32 +30,33 @@ const UNLOCKED_LOOKS: u32 = 5;
 /// What the gate knew that the ledger did not, or the reverse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaughtUp {
-    /// Nothing: the gate's refusal is exact.
-    Exact,
+    /// Nothing: the refusal is exact, by these figures.
+    Exact(Figures),
     /// Something; ask the gate again.
     Changed,
     /// Submits are under way whose outcome decides.
     Undecided,
 }
 
-/// What a tenant's gate would have if all that is under way came to nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct AtBest {
-    /// What could be spent, in micros.
+/// What a refusal is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// What a new run can reserve, in micros.
     pub available_usd_micros: i64,
-    /// How many runs would be open.
+    /// How many runs are open.
     pub open_runs: usize,
 }
 
 /// Before a submit is refused by figures that may be behind: lets the gate catch up with everything that has
-/// ended, and waits a moment for whatever is under way. `refused` says whether the refusal would stand.
+/// ended, and waits a moment for whatever is under way. `refused` says whether figures refuse it: it is refused
+/// by those that there would be if all that is under way came to nothing.
 ///
 /// # Errors
 /// [`Error`]
 pub async fn catch_up(
     cx: &Ctx,
     tenant_id: TenantId,
-    refused: impl Fn(AtBest) -> bool,
+    refused: impl Fn(Figures) -> bool,
 ) -> Result<CaughtUp, Error> {
     let patience = tokio::time::Instant::now() + CATCH_UP_MAX;
     loop {
@@ -62,19 +66,23 @@ pub async fn catch_up(
             rebuild::if_stale(cx, tenant_id).await?;
             return Ok(CaughtUp::Changed);
         }
-        if settle_ended(cx, tenant_id, &seen).await? > 0 {
+        // One look at the books, so that what it calls open is open at one instant.
+        let known = outcomes(cx, tenant_id, &seen).await?;
+        if settle(cx, known.values().flatten()).await? > 0 {
             return Ok(CaughtUp::Changed);
         }
-        let runs: Vec<_> = seen.holds.keys().copied().collect();
-        let known: HashSet<_> = cx.store.known(&runs).await?.into_iter().collect();
-        let pending: Vec<_> = seen.holds.iter().filter(|(run, _)| !known.contains(run)).collect();
+        let pending: Vec<_> = seen.holds.iter().filter(|(run, _)| !known.contains_key(run)).collect();
         let pending_usd_micros: i64 = pending.iter().map(|(_, hold)| hold.amount_usd_micros).sum();
-        let at_best = AtBest {
+        let at_best = Figures {
             available_usd_micros: budget.available_usd_micros.saturating_add(pending_usd_micros),
             open_runs: known.len(),
         };
         if refused(at_best) {
-            return Ok(CaughtUp::Exact);
+            return Ok(CaughtUp::Exact(at_best));
+        }
+        let now = Figures { available_usd_micros: budget.available_usd_micros, open_runs: seen.holds.len() };
+        if !refused(now) {
+            return Ok(CaughtUp::Changed);
         }
         if pending.iter().any(|(_, hold)| hold.age >= ABANDONED_AFTER) {
             rebuild::rebuild(cx, tenant_id).await?;
@@ -87,16 +95,26 @@ pub async fn catch_up(
     }
 }
 
-/// Settles every reservation seen whose run has ended. Returns how many.
-async fn settle_ended(cx: &Ctx, tenant_id: TenantId, seen: &Inspection) -> Result<u64, Error> {
+/// The runs of the reservations seen, each with the ledger's word on it if it has ended.
+async fn outcomes(
+    cx: &Ctx,
+    tenant_id: TenantId,
+    seen: &Inspection,
+) -> Result<HashMap<RunId, Option<Settled>>, Error> {
     let runs: Vec<_> = seen.holds.keys().copied().collect();
-    let ended = cx.store.ended(tenant_id, &runs).await?;
-    for settled in &ended {
+    Ok(cx.store.outcomes(tenant_id, &runs).await?.into_iter().collect())
+}
+
+/// Settles reservations whose runs have ended. Returns how many.
+async fn settle(cx: &Ctx, ended: impl Iterator<Item = &Settled>) -> Result<u64, Error> {
+    let mut count = 0;
+    for settled in ended {
         cx.crash.at(CrashPoint::SweepSettle, cx.budget.settle(settled)).await?;
-        tracing::info!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), %tenant_id,
+        tracing::info!(trace_id = %settled.trace_id(), run_id = %settled.run_id(), tenant_id = %settled.tenant_id(),
             charge_usd_micros = settled.charge().get(), "reservation settled from the ledger");
+        count += 1;
     }
-    Ok(ended.len().try_into().unwrap_or(u64::MAX))
+    Ok(count)
 }
 
 /// By how many micros the gate's total (available and held) differs from what the ledger calls for, whose own
@@ -112,9 +130,8 @@ pub(super) async fn drift(
     ledger_usd_micros: i64,
 ) -> Result<i64, Error> {
     let Some(budget) = seen.budget else { return Ok(0) };
-    let runs: Vec<RunId> = seen.holds.keys().copied().collect();
-    let unsettled: i64 =
-        cx.store.ended(tenant_id, &runs).await?.iter().map(|settled| settled.charge().get()).sum();
+    let known = outcomes(cx, tenant_id, seen).await?;
+    let unsettled: i64 = known.values().flatten().map(|settled| settled.charge().get()).sum();
     let holds: i64 = seen.holds.values().map(|hold| hold.amount_usd_micros).sum();
     Ok(budget.available_usd_micros + holds - ledger_usd_micros - unsettled)
 }
@@ -128,7 +145,7 @@ pub async fn sweep(cx: &Ctx, tenant_id: TenantId) -> Result<Tally, Error> {
     let seen = cx.budget.inspect(tenant_id).await?;
     // Redis knows nothing of this tenant: its next submit rebuilds it, and nothing is held back.
     let Some(budget) = seen.budget else { return Ok(tally) };
-    let settled = settle_ended(cx, tenant_id, &seen).await?;
+    let settled = settle(cx, outcomes(cx, tenant_id, &seen).await?.values().flatten()).await?;
     tally.add(Tally { found: settled, changed: settled, ..Tally::default() });
 
     let Some(why) = difference(cx, tenant_id, budget.epoch, &seen).await? else { return Ok(tally) };

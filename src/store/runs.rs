@@ -465,38 +465,43 @@ impl Store {
         Ok(rows.into_iter().map(|row| RunId(row.run_id)).collect())
     }
 
-    /// The ledger's word on those of `runs` that have ended.
+    /// Those of `runs` that there are, each with the ledger's word on it if it has ended.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn ended(&self, tenant_id: TenantId, runs: &[RunId]) -> Result<Vec<Settled>, Error> {
+    pub async fn outcomes(
+        &self,
+        tenant_id: TenantId,
+        runs: &[RunId],
+    ) -> Result<Vec<(RunId, Option<Settled>)>, Error> {
         #[derive(QueryableByName)]
         struct Row {
             #[diesel(sql_type = SqlUuid)]
             run_id: Uuid,
             #[diesel(sql_type = Text)]
             trace_id: String,
-            #[diesel(sql_type = BigInt)]
-            actual_cost_usd_micros: i64,
+            #[diesel(sql_type = Nullable<BigInt>)]
+            actual_cost_usd_micros: Option<i64>,
         }
         if runs.is_empty() {
             return Ok(Vec::new());
         }
         let sql = Sql::new(
-            "-- ended\nSELECT run_id, trace_id, actual_cost_usd_micros FROM runs \
-             WHERE tenant_id IS NOT DISTINCT FROM $1::uuid AND run_id = ANY($2::uuid[]) \
-                AND actual_cost_usd_micros IS NOT NULL",
+            "-- outcomes\nSELECT run_id, trace_id, actual_cost_usd_micros FROM runs \
+             WHERE tenant_id IS NOT DISTINCT FROM $1::uuid AND run_id = ANY($2::uuid[])",
         )
         .bind(tenant_id.0)
         .bind(runs.iter().map(|run| run.0).collect::<Vec<_>>());
-        let rows: Vec<Row> = self.rows("ended", sql).await?;
+        let rows: Vec<Row> = self.rows("outcomes", sql).await?;
         rows.into_iter()
             .map(|row| {
                 let corrupt =
                     || Error::Corrupt { table: "runs", detail: format!("run {}: no legal end", row.run_id) };
-                let charge = UsdMicros::new(row.actual_cost_usd_micros).ok().ok_or_else(corrupt)?;
+                let run_id = RunId(row.run_id);
+                let Some(charge) = row.actual_cost_usd_micros else { return Ok((run_id, None)) };
+                let charge = UsdMicros::new(charge).ok().ok_or_else(corrupt)?;
                 let trace_id = row.trace_id.parse().ok().ok_or_else(corrupt)?;
-                Ok(Settled::won(RunId(row.run_id), tenant_id, trace_id, charge))
+                Ok((run_id, Some(Settled::won(run_id, tenant_id, trace_id, charge))))
             })
             .collect()
     }

@@ -1,9 +1,9 @@
 -- submit_run: the run and its hold, in one statement.
 --
 -- The shared lock waits for a rebuild of this tenant's budget. This statement's snapshot is older than
--- that wait, so the row lock must re-read the epoch: it does, because the epoch is part of a unique
--- key and raising it conflicts with FOR KEY SHARE. A hold admitted under an epoch that has ended
--- inserts nothing.
+-- that wait, so the row lock must re-read epoch and status: it does, because both are part of a unique
+-- key and a change of it conflicts with FOR KEY SHARE. A hold admitted under an epoch that has ended, or
+-- before a suspension, inserts nothing.
 WITH gate AS MATERIALIZED (
     SELECT tenant.tenant_id
     FROM (SELECT pg_advisory_xact_lock_shared(hashtextextended($1::uuid::text, 0))) AS lock, tenants AS tenant

@@ -310,28 +310,45 @@ async fn a_key_is_worth_what_it_may_spend_and_so_are_all_that_come_from_it() {
     app.finish().await;
 }
 
-/// Two submits pass the look at the key together; its row lets one in, and the other's reservation returns.
+/// Three submits pass the look at the key together; its row lets one in. The others' reservations return in one
+/// rebuild, and they count in no window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_race_for_the_last_cent_of_a_key_has_one_winner_and_holds_nothing_back() {
     let app = TestApp::start().await;
-    let tenant = app.tenant("100").await;
+    let tenant = limited(&app, "100", "runs_per_minute = 3").await;
     let (_, agent) = key(&app, &tenant, json!({"max_spend_usd": "1"})).await;
-    let paused = app.cx.crash.pause(CrashPoint::SubmitInsert);
+    let epoch = async || app.cx.store.epoch(tenant.id).await.unwrap();
+    let paused = [app.cx.crash.pause(CrashPoint::SubmitInsert), app.cx.crash.pause(CrashPoint::SubmitInsert)];
     let body = decision("1");
-    let (slower, faster) = tokio::join!(app.post(&agent, "slower", &body), async {
-        let reached = paused.reached().await;
+    let faster = async {
+        let [one, two] = paused;
+        let (one, two) = (one.reached().await, two.reached().await);
         let faster = app.post(&agent, "faster", &body).await;
-        reached.go_on();
-        faster
-    });
+        let before = epoch().await;
+        one.go_on();
+        until("one's reservation has returned", async || epoch().await != before).await;
+        let after = epoch().await;
+        two.go_on();
+        (faster, after)
+    };
+    let (one, two, (faster, after)) =
+        tokio::join!(app.post(&agent, "one", &body), app.post(&agent, "two", &body), faster);
     assert_eq!(faster.status, 202, "{faster:?}");
-    is_limit(&slower, "spend-limit-exceeded", "max_spend_usd", "key", json!("1.0000"));
+    for slower in [one, two] {
+        is_limit(&slower, "spend-limit-exceeded", "max_spend_usd", "key", json!("1.0000"));
+    }
+    assert_eq!(epoch().await, after, "one rebuild did");
     let available: String =
         app.place.redis(&["HGET", &format!("dpp:{{{}}}:budget", tenant.id), "available"]).await;
     assert_eq!(available.parse::<i64>().unwrap(), "99".parse::<UsdMicros>().unwrap().get());
-    // The refused key is unused.
+    // The refused key is unused, and of the three one counts.
     app.work().await;
-    assert_eq!(app.post(&agent, "slower", &decision("0.9")).await.status, 202);
+    for (name, left) in [("another", "1"), ("one", "0")] {
+        let answer = app.post(&agent, name, &decision("0.4")).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let limit = answer.header("ratelimit").unwrap();
+        assert!(limit.starts_with(&format!("\"runs\";r={left};")), "{limit}");
+    }
     app.finish().await;
 }
 

@@ -24,6 +24,8 @@ use crate::harness::services::shared;
 enum Step {
     /// Asks for an amount under one of a few keys, with one of two payloads, within limits.
     Reserve { key: u8, payload: u8, micros: i64, limits: GateLimits },
+    /// Takes a key that came to nothing out of the windows.
+    Uncount { key: u8, limits: GateLimits },
     /// Ends the hold of the run that this key had last, at a share of it in percent.
     Settle { key: u8, percent: i64 },
     /// Sets the budget anew, with the open holds of the model or, as after their ends, without.
@@ -134,6 +136,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0..6_u8, 0..2_u8, amounts(), limits())
             .prop_map(|(key, payload, micros, limits)| Step::Reserve { key, payload, micros, limits }),
+        1 => (0..6_u8, limits()).prop_map(|(key, limits)| Step::Uncount { key, limits }),
         4 => (0..6_u8, 0..=100_i64).prop_map(|(key, percent)| Step::Settle { key, percent }),
         2 => (-1..3_i64, prop_oneof![0..5_000_000_i64, Just(UsdMicros::MAX.get())], any::<bool>(), 0..3_i64, 0..2_000_000_i64)
             .prop_map(|(epoch_step, available, holds, month, before)| {
@@ -188,6 +191,15 @@ fn the_scripts_do_what_the_model_does() {
                         if let Reserve::Held { run_id, .. } = real {
                             let held = model.holds[&key].micros;
                             last_runs.insert(key, (run_id, held));
+                        }
+                    }
+                    Step::Uncount { key, limits } => {
+                        budget.uncount(tenant, &format!("k{key}"), limits).await.unwrap();
+                        if !model.holds.contains_key(&key) {
+                            let of_key = limits.key_runs_per_minute.is_some();
+                            for window in model.windows.iter_mut().take(if of_key { 2 } else { 1 }) {
+                                window.retain(|other| *other != key);
+                            }
                         }
                     }
                     Step::Settle { key, percent } => {

@@ -1,7 +1,7 @@
 //! What the store is asked for by whoever repairs: all of what is due and nothing else, page by page, and of one
 //! tenant nothing of another's.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use dpp::{
@@ -181,9 +181,12 @@ async fn of_one_tenant_nothing_is_told_that_is_anothers() {
     runs.sort_by_key(|(run_id, _)| run_id.0);
     assert_eq!(runs, [(open, false), (in_work, false)]);
     let all = [[open, gone], theirs].concat();
-    let settled = store.ended(tenant.id, &all).await.unwrap();
-    assert_eq!(settled.iter().map(|settled| settled.run_id()).collect::<Vec<_>>(), [gone]);
-    assert!(store.ended(tenant.id, &[open]).await.unwrap().is_empty(), "nobody asked for the other");
+    let outcomes = async |runs: &[RunId]| {
+        let outcomes = store.outcomes(tenant.id, runs).await.unwrap();
+        outcomes.into_iter().map(|(run_id, ended)| (run_id, ended.is_some())).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(outcomes(&all).await, BTreeMap::from([(open, false), (gone, true)]), "theirs are theirs");
+    assert_eq!(outcomes(&[open]).await, BTreeMap::from([(open, false)]), "nobody asked for the other");
     assert!(store.find_owned(tenant.id, open).await.unwrap().is_some());
     assert!(store.find_owned(other.id, open).await.unwrap().is_none());
     let epochs = [store.epoch(tenant.id).await.unwrap(), store.epoch(other.id).await.unwrap()];

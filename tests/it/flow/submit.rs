@@ -5,12 +5,31 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use dpp::{
+    budget::{Ask, Reserve},
+    domain::{id::RunId, idempotency::PayloadHash, limit::GateLimits},
+};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{DECISION_COST, TestApp, decision, services::Place, until};
+
+async fn client(app: &TestApp) -> tokio_postgres::Client {
+    let (client, connection) =
+        tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Until somebody has asked a statement.
+async fn until_looked_at(watches: &tokio_postgres::Client, statement: &str) {
+    let looks = format!(
+        "SELECT 1 FROM pg_stat_activity WHERE query LIKE '-- {statement}%' AND datname = current_database()"
+    );
+    until("somebody looks", async || !watches.query(&looks, &[]).await.unwrap().is_empty()).await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_submitted_worked_on_delivered_and_paid() {
@@ -146,13 +165,7 @@ async fn a_refusal_is_exact_even_when_the_gate_lags_behind_the_ledger() {
 async fn a_refusal_waits_for_a_submit_under_way() {
     let app = TestApp::start().await;
     let tenant = app.tenant("1").await;
-    let connect = async || {
-        let (client, connection) =
-            tokio_postgres::connect(&app.place.database_url, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
-        client
-    };
-    let (holds_up, watches) = (connect().await, connect().await);
+    let (holds_up, watches) = (client(&app).await, client(&app).await);
     holds_up.batch_execute("BEGIN").await.unwrap();
     let row = format!("SELECT 1 FROM tenants WHERE tenant_id = '{}' FOR UPDATE", tenant.id);
     holds_up.batch_execute(&row).await.unwrap();
@@ -164,15 +177,66 @@ async fn a_refusal_waits_for_a_submit_under_way() {
         app.post(&tenant, "second", &body).await
     };
     let lets_go = async {
-        let looks =
-            "SELECT 1 FROM pg_stat_activity WHERE query LIKE '-- known%' AND datname = current_database()";
-        until("the second looks", async || !watches.query(looks, &[]).await.unwrap().is_empty()).await;
+        until_looked_at(&watches, "outcomes").await;
         holds_up.batch_execute("ROLLBACK").await.unwrap();
     };
     let (first, second, ()) = tokio::join!(app.post(&tenant, "first", &body), second, lets_go);
 
     assert_eq!(first.status, 202, "{first:?}");
     assert_eq!((second.status, second.slug()), (422, "budget-exceeded"), "{second:?}");
+    app.finish().await;
+}
+
+/// Found in review: whoever waited for a reservation that came to nothing was answered 503, though it fitted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_that_nothing_calls_for_any_more_is_none() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let watches = client(&app).await;
+    let run_id = RunId::new();
+    let dollar = "1".parse().unwrap();
+    let reserve = app.cx.budget.reserve(Ask {
+        tenant_id: tenant.id,
+        run_id,
+        amount: dollar,
+        key_fingerprint: "theirs",
+        payload: PayloadHash([0; 32]),
+        limits: GateLimits::default(),
+    });
+    assert!(matches!(reserve.await.unwrap(), Reserve::Held { .. }));
+
+    // What will not fit whatever comes of it is refused by what there is then.
+    let refused = app.post(&tenant, "refused", &decision("1.01")).await;
+    assert_eq!((refused.status, &refused.body["available_usd"]), (422, &json!("1.0000")), "{refused:?}");
+
+    let lets_go = async {
+        until_looked_at(&watches, "outcomes").await;
+        app.cx.budget.let_go(tenant.id, run_id).await.unwrap();
+    };
+    let body = decision("1");
+    let (answer, ()) = tokio::join!(app.post(&tenant, "waits", &body), lets_go);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    app.finish().await;
+}
+
+/// Found in review: a submit that waited for its tenant's lock saw the tenant as it was before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspension_stops_a_submit_that_waits() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("1").await;
+    let watches = client(&app).await;
+    let books = app.cx.store.lock_books(tenant.id).await.unwrap().unwrap();
+    let suspends = async {
+        let waits = "SELECT 1 FROM pg_stat_activity \
+            WHERE query LIKE '-- submit_run%' AND datname = current_database() AND wait_event = 'advisory'";
+        until("the submit waits", async || !watches.query(waits, &[]).await.unwrap().is_empty()).await;
+        assert!(app.cx.store.set_suspended(tenant.id, true).await.unwrap());
+        books.commit().await.unwrap();
+    };
+    let body = decision("1");
+    let (answer, ()) = tokio::join!(app.post(&tenant, "waits", &body), suspends);
+    assert_eq!((answer.status, answer.slug()), (403, "tenant-suspended"), "{answer:?}");
+    assert!(app.cx.store.open_holds(tenant.id).await.unwrap().is_empty());
     app.finish().await;
 }
 
