@@ -7,6 +7,7 @@ use dpp::{
         crash::{CrashPoint, Fault},
         deposit,
     },
+    reaper::Pass,
 };
 use futures::future::join_all;
 use reqwest::Method;
@@ -244,6 +245,42 @@ async fn a_month_costs_no_more_than_it_may_and_the_next_begins_anew() {
     app.finish().await;
 }
 
+/// The month is the ledger's, whatever of it has been rolled up, from its first day on, and nobody else's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_rolled_up_counts_once_and_in_its_month() {
+    let app = TestApp::start().await;
+    next_month(&app).await;
+    let (tenant, other) = (app.tenant("10").await, app.tenant("20").await);
+    let buy = async |name: &str| {
+        app.submit(&tenant, name, "1").await;
+        app.submit(&other, name, "1").await;
+        app.work().await;
+    };
+    let month = async |of: TenantId| {
+        let month = app.cx.store.month(of).await.unwrap();
+        (month.charged.to_string(), month.base.to_string())
+    };
+    let text = |charged: &str, base: &str| (charged.to_owned(), base.to_owned());
+    buy("before").await;
+    let at = now(&app).await;
+    let first = Utc.with_ymd_and_hms(at.year(), at.month(), 1, 1, 0, 0).unwrap() + Months::new(1);
+    app.move_clock(first - at);
+    assert_eq!(month(tenant.id).await, text("0.0000", "9.9880"));
+    buy("first").await;
+    for rolled in [false, true] {
+        if rolled {
+            app.move_clock(TimeDelta::days(1));
+            assert_eq!(app.pass(Pass::Usage).await.changed, 2);
+        }
+        assert_eq!(month(tenant.id).await, text("0.0120", "9.9880"));
+        assert_eq!(month(other.id).await, text("0.0120", "19.9880"));
+    }
+    buy("second").await;
+    assert_eq!(month(tenant.id).await, text("0.0240", "9.9880"));
+    assert_eq!(month(other.id).await, text("0.0240", "19.9880"));
+    app.finish().await;
+}
+
 /// A charge that the old month's gate never saw, of a run that was held in the old month and ends in the new.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_counts_in_the_month_in_which_it_is_charged() {
@@ -406,6 +443,8 @@ async fn a_key_has_limits_of_its_own_beside_the_tenants() {
         json!(1),
     );
     assert_eq!(app.get("/v1/packs", &child.key).await.status, 200);
+    // A limit of what it may spend is not among them.
+    assert_eq!(app.work().await, 4);
 
     for bad in [
         json!({"max_spend_usd": 2}),

@@ -3,6 +3,7 @@
 mod cursor;
 mod idempotency;
 mod money;
+mod plan;
 mod reconcile;
 
 use dpp::domain::{

@@ -8,6 +8,7 @@ use std::sync::{
 use dpp::{
     budget::{Ask, Reserve},
     domain::{id::RunId, idempotency::PayloadHash, limit::GateLimits},
+    flow::crash::{CrashPoint, Fault},
 };
 use futures::future::join_all;
 use serde_json::{Value, json};
@@ -216,6 +217,60 @@ async fn a_refusal_that_nothing_calls_for_any_more_is_none() {
     let body = decision("1");
     let (answer, ()) = tokio::join!(app.post(&tenant, "waits", &body), lets_go);
     assert_eq!(answer.status, 202, "{answer:?}");
+
+    // The same of a month, of which a part is spent.
+    let tenant = app.tenant("10").await;
+    app.limit(&tenant, "monthly_spend_max_usd_micros = 2000000").await;
+    app.submit(&tenant, "open", "0.5").await;
+    let run_id = RunId::new();
+    let reserve = app.cx.budget.reserve(Ask {
+        tenant_id: tenant.id,
+        run_id,
+        amount: dollar,
+        key_fingerprint: "theirs",
+        payload: PayloadHash([0; 32]),
+        limits: GateLimits::default(),
+    });
+    assert!(matches!(reserve.await.unwrap(), Reserve::Held { .. }));
+    let refused = app.post(&tenant, "refused", &decision("1.5001")).await;
+    assert_eq!((refused.status, &refused.body["spent_usd"]), (429, &json!("0.5000")), "{refused:?}");
+    let body = decision("1.5");
+    let lets_go = async {
+        until_looked_at(&watches, "outcomes").await;
+        app.cx.budget.let_go(tenant.id, run_id).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(app.post(&tenant, "waits", &body), lets_go);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    app.finish().await;
+}
+
+/// What a submit says whose insert was not answered: what has become of it, and whose run it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unanswered_insert_is_read_back() {
+    let app = TestApp::start().await;
+    let tenant = app.tenant("10").await;
+    let body = decision("1");
+    // Also where the first look fails.
+    app.cx.crash.arm(CrashPoint::SubmitInsert, Fault::AnswerLost);
+    app.cx.crash.arm(CrashPoint::RebuildRaise, Fault::NotApplied);
+    let answer = app.post(&tenant, "lost", &body).await;
+    assert_eq!((answer.status, answer.header("idempotent-replayed")), (202, None), "{answer:?}");
+    assert_eq!(app.work().await, 1, "and a message was sent");
+
+    // A copy was accepted, and has ended, before this one comes to the gate; its own insert then fails.
+    let paused = app.cx.crash.pause(CrashPoint::SubmitReserve);
+    let (slower, faster) = tokio::join!(app.post(&tenant, "copied", &body), async {
+        let reached = paused.reached().await;
+        let faster = app.post(&tenant, "copied", &body).await;
+        app.work().await;
+        app.cx.crash.arm(CrashPoint::SubmitInsert, Fault::NotApplied);
+        reached.go_on();
+        faster
+    });
+    assert_eq!((faster.status, faster.header("idempotent-replayed")), (202, None), "{faster:?}");
+    assert_eq!(slower.header("idempotent-replayed"), Some("true"), "{slower:?}");
+    assert_eq!(slower.run_id(), faster.run_id());
+    assert!(app.cx.crash.fired());
     app.finish().await;
 }
 
