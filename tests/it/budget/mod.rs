@@ -136,7 +136,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (0..6_u8, 0..2_u8, amounts(), limits())
             .prop_map(|(key, payload, micros, limits)| Step::Reserve { key, payload, micros, limits }),
-        1 => (0..6_u8, limits()).prop_map(|(key, limits)| Step::Uncount { key, limits }),
+        3 => (0..6_u8, limits()).prop_map(|(key, limits)| Step::Uncount { key, limits }),
         4 => (0..6_u8, 0..=100_i64).prop_map(|(key, percent)| Step::Settle { key, percent }),
         2 => (-1..3_i64, prop_oneof![0..5_000_000_i64, Just(UsdMicros::MAX.get())], any::<bool>(), 0..3_i64, 0..2_000_000_i64)
             .prop_map(|(epoch_step, available, holds, month, before)| {

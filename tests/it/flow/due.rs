@@ -72,8 +72,12 @@ async fn a_scan_finds_all_that_is_due_page_by_page_and_nothing_else() {
     assert!(!store.mark_purged(purged).await.unwrap(), "it is still shown");
 
     app.move_clock(TimeDelta::days(90) + TimeDelta::seconds(10));
+    let kept = format!("UPDATE runs SET metadata = '{{\"a\": 1}}' WHERE run_id = '{purged}'");
+    app.place.sql(&kept).await;
     assert!(store.mark_purged(purged).await.unwrap());
     assert!(!store.mark_purged(purged).await.unwrap(), "once");
+    let left = format!("SELECT inputs::text, metadata::text FROM runs WHERE run_id = '{purged}'");
+    assert_eq!(app.place.sql(&left).await, [[None, Some("{}".to_owned())]]);
     waiting(&app, &tenant, "young-w").await;
     leased(&app, &tenant, "young-l").await;
     claimed(&app, &tenant, "young-c").await;

@@ -481,7 +481,7 @@ async fn a_gate_from_the_future_is_caught_up_with() {
     let tenant = app.tenant("5").await;
     app.submit(&tenant, "one", "1").await;
     let budget = format!("dpp:{{{}}}:budget", tenant.id);
-    let _: i64 = app.place.redis(&["HSET", &budget, "epoch", "1000000"]).await;
+    let _: i64 = app.place.redis(&["HSET", &budget, "epoch", "1000000000000000"]).await;
     crate::harness::until("submits are admitted", async || {
         let answer = app.post(&tenant, "two", &crate::harness::decision("1")).await;
         assert!(answer.status == 503 || answer.status == 202, "{answer:?}");
