@@ -253,7 +253,8 @@ async fn what_waits_for_a_worker_is_told_from_what_does_not() {
     let (tenant, suspended) = (app.tenant("100").await, app.tenant("50").await);
     let store = &app.cx.store;
     let (waits, neighbour) = (waiting(&app, &tenant, "waits").await, waiting(&app, &tenant, "other").await);
-    let (run, idle) = (leased(&app, &tenant, "run").await.run_id, waiting(&app, &suspended, "idle").await);
+    let in_work = leased(&app, &tenant, "run").await;
+    let (run, idle) = (in_work.run_id, waiting(&app, &suspended, "idle").await);
     store.set_suspended(suspended.id, true).await.unwrap();
 
     let all = [waits, run, idle, RunId::new()];
@@ -289,6 +290,9 @@ async fn what_waits_for_a_worker_is_told_from_what_does_not() {
     store.resend_all().await.unwrap();
     assert_eq!(sent(false).await, [waits, neighbour, fresh]);
     assert_eq!(app.place.sql(&others).await, before);
+    // One that is put back is due at once, however long it was put off.
+    assert!(matches!(store.requeue(run, Guard::of_lease(&in_work), true).await.unwrap(), Cas::Won(())));
+    assert_eq!(sent(false).await, [run]);
     store.set_suspended(suspended.id, false).await.unwrap();
     app.move_clock(TimeDelta::seconds(4));
     app.finish().await;
