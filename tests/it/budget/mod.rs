@@ -322,6 +322,36 @@ fn no_window_holds_more_than_its_limit() {
     });
 }
 
+/// A submit that came to nothing counts in no window; one whose copy holds does.
+#[tokio::test]
+async fn only_a_submit_that_holds_nothing_is_taken_out_of_the_windows() {
+    let place = shared().place().await;
+    let budget = Budget::new(&place.redis_url.clone().into(), None, 2).unwrap();
+    let tenant = TenantId::new();
+    let set = budget.rebuild(tenant, 1, usd(5_000_000), (Month(0), usd(5_000_000)), &[]).await.unwrap();
+    assert_eq!(set, Rebuilt::Set);
+    let limits = GateLimits {
+        runs_per_minute: 9,
+        key_runs_per_minute: Some((ROOT, 5)),
+        concurrent_runs_max: 0,
+        monthly_spend_max: None,
+    };
+    let reserve = async |key_fingerprint: &str| {
+        let (run_id, amount, payload) = (RunId::new(), usd(1_000_000), PayloadHash([0; 32]));
+        let ask = Ask { tenant_id: tenant, run_id, amount, key_fingerprint, payload, limits };
+        let reserved = budget.reserve(ask).await.unwrap();
+        let Reserve::Held { quotas, .. } = reserved else { panic!("not held") };
+        (run_id, quotas.iter().map(|quota| quota.left).collect::<Vec<_>>())
+    };
+    let (one, left) = reserve("one").await;
+    assert_eq!(left, [8, 4]);
+    budget.uncount(tenant, "one", limits).await.unwrap();
+    assert_eq!(reserve("two").await.1, [7, 3], "it holds");
+    budget.let_go(tenant, one).await.unwrap();
+    budget.uncount(tenant, "one", limits).await.unwrap();
+    assert_eq!(reserve("three").await.1, [7, 3]);
+}
+
 /// Redis that evicts throws away one hash of a budget and not the others.
 #[tokio::test]
 async fn what_is_left_of_a_budget_still_settles_and_touches_no_other_run() {

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use dpp::{
     domain::{
-        id::RunId,
+        id::{RunId, TenantId},
         run::{Cas, Claimed, Leased, Reason},
     },
     store::{Deposit, Ending, Guard},
@@ -207,7 +207,9 @@ async fn of_one_tenant_nothing_is_told_that_is_anothers() {
     books.raise_epoch().await.unwrap();
     books.commit().await.unwrap();
     assert_eq!(store.epoch(other.id).await.unwrap(), epochs[1], "another's epoch goes on");
+    assert!(store.lock_books(TenantId::new()).await.unwrap().is_none());
     let mut books = store.lock_books(other.id).await.unwrap().unwrap();
+    assert_eq!(Some(books.epoch()), epochs[1]);
     assert_eq!(books.deposit("2".parse().unwrap(), "mine").await.unwrap(), Deposit::Posted);
     books.raise_epoch().await.unwrap();
     books.commit().await.unwrap();

@@ -234,10 +234,14 @@ async fn admin_commands_do_what_they_say() {
     assert_eq!(document(&["tenant", "resume", id, "--json"]).await["status"], "ACTIVE");
     assert_eq!(document(&["audit", "--receipts", "--json"]).await["balanced"], true);
     assert_eq!(document(&["doctor", "--json"]).await["ok"], true);
-    let wrong_usage: [(&[&str], &str); 4] = [
+    let long = "r".repeat(256);
+    let wrong_usage: [(&[&str], &str); 7] = [
         (&["tenant", "create"], "--name"),
         (&["budget", "deposit", "--tenant", id, "--amount", "0", "--reference", "r"], "above 0"),
         (&["budget", "deposit", "--tenant", id, "--amount", "-5", "--reference", "r"], "US dollars"),
+        (&["budget", "deposit", "--tenant", id, "--amount", "1", "--reference", ""], "1 to 255"),
+        (&["budget", "deposit", "--tenant", id, "--amount", "1", "--reference", &long], "1 to 255"),
+        (&["budget", "deposit", "--tenant", id, "--amount", "1", "--reference", "a\tb"], "control"),
         (&["key", "revoke", secret], "dpp key list"),
     ];
     for (words, part) in wrong_usage {
