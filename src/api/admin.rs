@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     App,
     context::ids,
-    extract::{Body, app, bearer, idempotency_key, json_object},
+    extract::{Body, app, bearer, idempotency_key, json_object, no_body},
     keys::{grace, key_place, new_key, no_such_key, refuse_others, show_made, wrong},
     page::List,
     problem::{Kind, Problem},
@@ -119,7 +119,9 @@ pub async fn suspend(
     request: HttpRequest,
     admin: Admin,
     tenant_id: web::Path<String>,
+    body: Body,
 ) -> Result<HttpResponse, Problem> {
+    no_body(&body)?;
     set_suspended(&app, &request, admin, &tenant_id, true).await
 }
 
@@ -129,7 +131,9 @@ pub async fn resume(
     request: HttpRequest,
     admin: Admin,
     tenant_id: web::Path<String>,
+    body: Body,
 ) -> Result<HttpResponse, Problem> {
+    no_body(&body)?;
     set_suspended(&app, &request, admin, &tenant_id, false).await
 }
 

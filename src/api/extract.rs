@@ -149,6 +149,18 @@ pub fn idempotency_key(request: &HttpRequest) -> Result<IdempotencyKey, Problem>
     IdempotencyKey::from_header(text).map_err(|error| bad(format!("{error}.")))
 }
 
+/// Refuses a body where none is asked for; an object without members is none.
+///
+/// # Errors
+/// [`Problem`]
+pub fn no_body(body: &Body) -> Result<(), Problem> {
+    let empty =
+        body.0.is_empty() || matches!(json::parse(&body.0), Ok(Value::Object(members)) if members.is_empty());
+    let detail = "there is nothing to say here: send no body".to_owned();
+    let error = FieldError { pointer: String::new(), detail };
+    if empty { Ok(()) } else { Err(Problem::fields(Kind::InvalidRequest, vec![error])) }
+}
+
 /// The JSON object in a request's body.
 ///
 /// # Errors
@@ -160,6 +172,13 @@ pub fn json_object(request: &HttpRequest, body: &web::Bytes) -> Result<Map<Strin
         return Err(Problem::new(
             Kind::UnsupportedMediaType,
             "Send a header Content-Type: application/json.",
+        ));
+    }
+    let coding = request.headers().get(header::CONTENT_ENCODING);
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(Problem::new(
+            Kind::UnsupportedMediaType,
+            "Send the body as it is, without a Content-Encoding.",
         ));
     }
     let bad = |detail: String| {

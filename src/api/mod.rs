@@ -157,19 +157,25 @@ impl App {
     /// What the dependencies answer, within the second; where they do not within `patience`, what they
     /// answered last.
     async fn probe(&self, patience: Duration) -> Probe {
-        let (cx, probed) = (Arc::clone(&self.cx), Arc::clone(&self.probed));
         // Also when nobody waits for it any more, the next is given its answer.
-        let probe = self.detached.run(async move {
+        let probe = self.detached.run(self.look());
+        // Whether or not it came to an end, this is what is known.
+        let _ = tokio::time::timeout(patience, probe).await;
+        self.probed.last().map_or_else(Probe::unheard, |(_, probe)| probe)
+    }
+
+    /// Probes the dependencies, if nobody has within the second. Done before anybody asks, so that the first who
+    /// does hears of those that answer, though another does not.
+    pub fn look(&self) -> impl Future<Output = ()> + use<> {
+        let (cx, probed) = (Arc::clone(&self.cx), Arc::clone(&self.probed));
+        async move {
             let _one = probed.turn.lock().await;
             let fresh = probed.last().filter(|(at, _)| at.elapsed() < PROBE_TTL);
             if fresh.is_none() {
                 let probe = Box::pin(probe::probe(&cx)).await;
                 *probed.locked() = Some((Instant::now(), probe));
             }
-        });
-        // Whether or not it came to an end, this is what is known.
-        let _ = tokio::time::timeout(patience, probe).await;
-        self.probed.last().map_or_else(Probe::unheard, |(_, probe)| probe)
+        }
     }
 }
 

@@ -230,8 +230,11 @@ impl Operation {
                 Kind::Unavailable,
             ],
         };
-        let of_body: &[Kind] =
-            if self.body.is_some() { &[Kind::PayloadTooLarge, Kind::UnsupportedMediaType] } else { &[] };
+        let of_body: &[Kind] = match (self.body, self.method) {
+            (Some(_), _) => &[Kind::PayloadTooLarge, Kind::UnsupportedMediaType],
+            (None, "post") => &[Kind::PayloadTooLarge],
+            (None, _) => &[],
+        };
         implied.iter().chain(of_body).chain(self.problems).copied()
     }
 }

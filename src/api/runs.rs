@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{
     App,
     context::{Ids, ids},
-    extract::{Body, Caller, RunsBuy, RunsRead, RunsWrite, idempotency_key, json_object},
+    extract::{Body, Caller, RunsBuy, RunsRead, RunsWrite, idempotency_key, json_object, no_body},
     page::List,
     prefer,
     problem::{Kind, Problem},
@@ -192,8 +192,10 @@ pub async fn cancel(
     request: HttpRequest,
     caller: Caller<RunsWrite>,
     run_id: web::Path<String>,
+    body: Body,
 ) -> Result<HttpResponse, Problem> {
     Query::none(&request)?;
+    no_body(&body)?;
     let ids = ids(&request);
     let Ok(run_id) = run_id.parse() else { return Err(Problem::no_such_run()) };
     let (cx, tenant_id) = (app.cx.clone(), caller.0.tenant_id);

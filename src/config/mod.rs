@@ -375,7 +375,8 @@ fn overlay(values: &mut BTreeMap<&'static str, String>, from: &str, text: &str, 
     };
     for (key, value) in table {
         let Some(setting) = SETTINGS.iter().find(|setting| setting.name.eq_ignore_ascii_case(&key)) else {
-            wrong.push(format!("{from} sets {key}, which is no setting{}", suggestion(&key.to_uppercase())));
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            wrong.push(format!("{from}: {}", no_setting(&key, &value)));
             continue;
         };
         let text = match value {
@@ -394,13 +395,22 @@ fn overlay(values: &mut BTreeMap<&'static str, String>, from: &str, text: &str, 
 
 /// Names that begin with DPP_ are ours, so one that is not in the table is a slip.
 fn refuse_unknown(environment: &BTreeMap<String, String>, wrong: &mut Vec<String>) {
-    for name in environment.keys().filter(|name| name.starts_with("DPP_")) {
+    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with("DPP_")) {
         let known =
             SETTINGS.iter().any(|setting| setting.name == name) || table::OTHERS.contains(&name.as_str());
         if !known {
-            wrong.push(format!("{name} is no setting{}", suggestion(name)));
+            wrong.push(no_setting(name, value));
         }
     }
+}
+
+/// What is wrong with what is no setting, and what would be right. Its value may be a secret where its name says so.
+fn no_setting(key: &str, value: &str) -> String {
+    let name = key.to_uppercase();
+    let secret = ["KEY", "TOKEN", "SECRET", "PASS", "URL"].iter().any(|word| name.contains(word));
+    let shown: String = value.chars().take(100).collect();
+    let value = if secret { "(hidden)".to_owned() } else { format!("{shown:?}") };
+    format!("{key} is no setting (its value is {value}); {}", suggestion(&name))
 }
 
 fn suggestion(name: &str) -> String {
@@ -409,10 +419,8 @@ fn suggestion(name: &str) -> String {
         let same_end = setting.name.chars().rev().zip(name.chars().rev()).take_while(|(a, b)| a == b).count();
         common + same_end
     };
-    SETTINGS
-        .iter()
-        .max_by_key(alike)
-        .filter(|setting| alike(setting) * 3 > name.len() * 2)
-        .map(|setting| format!("; did you mean {}?", setting.name))
-        .unwrap_or_default()
+    SETTINGS.iter().max_by_key(alike).filter(|setting| alike(setting) * 3 > name.len() * 2).map_or_else(
+        || "docs/config.md lists all that there are".to_owned(),
+        |setting| format!("did you mean {}?", setting.name),
+    )
 }

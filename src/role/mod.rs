@@ -82,8 +82,9 @@ fn start_api(settings: &Settings, cx: &Arc<Ctx>, life: &Lifecycle) -> anyhow::Re
     let app = api::App::new(Arc::clone(cx), life.detached(), settings.public_url())
         .with_origins(settings.origins())
         .with_admin(settings.admin_token().as_ref());
+    let look = app.look();
     let server = api::serve(listener, app, life.grace(), life.soft())?;
-    life.run("api", server);
+    life.run("api", async move { tokio::join!(server, look).0 });
     life.run("waits", flow::wait::run(Arc::clone(cx), life.soft()));
     Ok(())
 }

@@ -200,14 +200,20 @@ async fn every_operation_needs_the_key_that_it_says_and_takes_no_unknown_field()
         let unknown = asked(Some(&tenant.key), &format!("{path}?nobody_knows=this")).await;
         is_problem(&unknown, 400, "invalid-request");
         assert_eq!(unknown.body["errors"][0]["pointer"], "/nobody_knows", "{unknown:?}");
-        if operation.object.get("requestBody").is_some() {
+        if operation.method == "POST" {
             let ask = |form: &str, body: Vec<u8>| {
                 let request = app.request(Method::POST, &path).bearer_auth(&tenant.key);
                 request.header("Idempotency-Key", "bodies").header("Content-Type", form).body(body)
             };
             let large = app.send(ask("application/json", vec![b' '; 256 * 1024 + 1])).await;
             is_problem(&large, 413, "payload-too-large");
-            is_problem(&app.send(ask("text/plain", b"{}".to_vec())).await, 415, "unsupported-media-type");
+            let unknown = app.send(ask("application/json", b"{\"nobody_knows\": 1}".to_vec())).await;
+            is_problem(&unknown, 400, "invalid-request");
+            if operation.object.get("requestBody").is_some() {
+                is_problem(&app.send(ask("text/plain", b"{}".to_vec())).await, 415, "unsupported-media-type");
+                let coded = ask("application/json", b"{}".to_vec()).header("Content-Encoding", "gzip");
+                is_problem(&app.send(coded).await, 415, "unsupported-media-type");
+            }
         }
     }
     assert_eq!(refusals.len(), 1, "byte for byte: {refusals:?}");

@@ -295,7 +295,12 @@ async fn the_auditor_could_not_look_is_2_and_a_wrong_setting_is_named() {
     wrong.process_environment.insert("DPP_PROT".to_owned(), "1".to_owned());
     let (code, _, err) = dpp(&wrong, &["work"]).await;
     assert_eq!(code, 1);
-    for part in ["LEASE_SEC is \"soon\"", "LOG_LEVEL is \"loud\"", "DPP_PROT is no setting", "DPP_PORT"] {
+    for part in [
+        "LEASE_SEC is \"soon\"",
+        "LOG_LEVEL is \"loud\"",
+        "DPP_PROT is no setting (its value is \"",
+        "DPP_PORT",
+    ] {
         assert!(err.contains(part), "{part} in {err}");
     }
     wrong.process_environment.remove("DPP_PROT");
