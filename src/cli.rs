@@ -489,6 +489,7 @@ impl Key {
 
 /// Read here and not by clap, which would repeat what it was given: perhaps the secret.
 fn read_key_id(text: &str) -> anyhow::Result<KeyId> {
-    let wrong = "KEY_ID is the id of a key, a UUID, and not the key itself; `dpp key list` has the ids";
+    let wrong =
+        "KEY_ID is the id of a key, a UUID, and not the key itself; `dpp key list --tenant T` has the ids";
     text.parse().ok().ok_or_else(|| admin::WrongUsage(wrong.to_owned()).into())
 }

@@ -200,7 +200,7 @@ pub const OPERATIONS: &[Operation] = {
             answers: &[Answer { form: Form::Page("ProblemPage"), ..json("") }], ..get("/errors/{slug}", EVERYBODY) },
         Operation { id: "get_health", summary: "Says whether the process lives", answers: &[json("Health")], ..get("/health", EVERYBODY) },
         Operation { id: "get_readiness", summary: "Says whether all dependencies answer",
-            answers: &[json("Health"), Answer { status: 503, description: "One of them does not.", ..json("Health") }], ..get("/readyz", EVERYBODY) },
+            answers: &[json("Health"), Answer { status: 503, description: "One of them does not.", headers: &["Retry-After"], ..json("Health") }], ..get("/readyz", EVERYBODY) },
     ]
 };
 

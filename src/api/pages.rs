@@ -23,6 +23,9 @@ const LLMS: &str = include_str!("llms.txt");
 /// How long a health check waits for what dependencies answer now.
 const HEALTH_PATIENCE: Duration = Duration::from_millis(200);
 
+/// When a service that is not ready may be asked again.
+const READY_RETRY_SECS: &str = "1";
+
 /// `GET /health`: 200 as long as the process answers, and soon: whoever is not answered within a second may
 /// restart it, and that mends no dependency.
 pub async fn health(app: Data<App>) -> HttpResponse {
@@ -32,7 +35,10 @@ pub async fn health(app: Data<App>) -> HttpResponse {
 /// `GET /readyz`: 200 when everything that the role needs answers, else 503.
 pub async fn readyz(app: Data<App>) -> HttpResponse {
     let (ready, report) = report(app.probe(flow::ANSWER_MAX).await);
-    if ready { HttpResponse::Ok().json(report) } else { HttpResponse::ServiceUnavailable().json(report) }
+    if ready {
+        return HttpResponse::Ok().json(report);
+    }
+    HttpResponse::ServiceUnavailable().insert_header((header::RETRY_AFTER, READY_RETRY_SECS)).json(report)
 }
 
 fn report(probe: Probe) -> (bool, shape::Health) {

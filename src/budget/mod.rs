@@ -177,7 +177,7 @@ pub struct Budget {
 
 static RESERVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/reserve-6.lua")));
 static POLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/poll-2.lua")));
-static UNCOUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/uncount-1.lua")));
+static UNCOUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/uncount-3.lua")));
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle-4.lua")));
 static REBUILD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/rebuild-4.lua")));
 static INSPECT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/inspect-3.lua")));

@@ -128,7 +128,7 @@ impl Settings {
         }
         for setting in SETTINGS {
             if let Some(value) = environment.get(setting.name) {
-                values.insert(setting.name, value.clone());
+                set(&mut values, setting, value.clone());
             }
         }
         values.insert("DPP_ENV", env.to_owned());
@@ -157,6 +157,12 @@ impl Settings {
                 "HEARTBEAT_SEC is {} and LEASE_SEC {}: a lease must outlast two lost beats, so HEARTBEAT_SEC is at most a third of LEASE_SEC",
                 self.text("HEARTBEAT_SEC"), self.text("LEASE_SEC")
             ));
+        }
+        // What SQS lets a message be invisible for, and S3 a link be good for.
+        for (name, at_most) in [("LEASE_SEC", 43_200), ("RESULT_URL_TTL_SEC", 604_800)] {
+            if self.interval(name) > Duration::from_secs(at_most) {
+                wrong.push(format!("{name} is {}: set it to {at_most} or less", self.text(name)));
+            }
         }
         if self.is_production() {
             if self.flag("URL_ALLOW_LOOPBACK") {
@@ -389,6 +395,13 @@ fn overlay(values: &mut BTreeMap<&'static str, String>, from: &str, text: &str, 
                 continue;
             }
         };
+        set(values, setting, text);
+    }
+}
+
+/// An empty text leaves a setting that always has a value as it is: templates that fill nothing in mean that.
+fn set(values: &mut BTreeMap<&'static str, String>, setting: &'static Setting, text: String) {
+    if !text.is_empty() || setting.kind.may_be_empty() {
         values.insert(setting.name, text);
     }
 }

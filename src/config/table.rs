@@ -116,6 +116,14 @@ impl Setting {
 }
 
 impl Kind {
+    /// Whether a setting of this kind may have no value.
+    pub(super) const fn may_be_empty(&self) -> bool {
+        !matches!(
+            self,
+            Self::Count(..) | Self::Interval | Self::Flag | Self::OneOf(_) | Self::Address | Self::LogFilter
+        )
+    }
+
     /// Judges a value that is set.
     ///
     /// # Errors

@@ -159,12 +159,14 @@ impl Results {
         }
     }
 
-    /// A URL that lets its bearer download one object for `ttl`.
+    /// A URL that lets its bearer download one object for `ttl`, in whole seconds and at least one.
     ///
     /// # Errors
     /// [`Error`] when no credentials can be had.
     pub async fn presign(&self, key: &str, ttl: Duration) -> Result<String, Error> {
-        let config = PresigningConfig::expires_in(ttl).map_err(|error| Error::Unavailable(error.into()))?;
+        let secs = ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).max(1);
+        let config = PresigningConfig::expires_in(Duration::from_secs(secs))
+            .map_err(|error| Error::Unavailable(error.into()))?;
         let request =
             self.client.get_object().bucket(&self.bucket).key(key).presigned(config).await.map_err(failed)?;
         Ok(request.uri().to_owned())

@@ -1,7 +1,8 @@
 //! The built binary: real processes, real signals.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use dpp::config::Settings;
 use serde_json::{Value, json};
 
 use crate::harness::{
@@ -305,6 +306,32 @@ async fn the_auditor_could_not_look_is_2_and_a_wrong_setting_is_named() {
     }
     wrong.process_environment.remove("DPP_PROT");
     wrong.process_environment.remove("LOG_LEVEL");
+    // What SQS and S3 would refuse, later and again and again.
+    for (name, above, right) in
+        [("LEASE_SEC", "43200.5", "43200"), ("RESULT_URL_TTL_SEC", "604801", "604800")]
+    {
+        wrong.process_environment.insert(name.to_owned(), above.to_owned());
+        let (code, _, err) = dpp(&wrong, &["work"]).await;
+        assert!(code == 1 && err.contains(&format!("{name} is {above}: set it to {right}")), "{code} {err}");
+        // Templates leave empty what they have nothing for.
+        wrong.process_environment.insert(name.to_owned(), String::new());
+    }
+    let empty = [
+        "LEASE_SEC",
+        "HEARTBEAT_SEC",
+        "MAX_ATTEMPTS",
+        "QUEUE_TTL_SEC",
+        "REAPER_INTERVAL_SEC",
+        "REAPER_LEASE_POLICY",
+        "WORKER_CONCURRENCY",
+        "DPP_PORT",
+        "LOG_LEVEL",
+    ]
+    .map(|name| (name.to_owned(), String::new()));
+    let (empty, unset) =
+        (Settings::resolve(&empty.into()).unwrap(), Settings::resolve(&BTreeMap::new()).unwrap());
+    let said = |of: &Settings| format!("{:?} {:?} {}", of.pace(), of.listen(), of.worker_concurrency());
+    assert_eq!(said(&empty), said(&unset));
     wrong.process_environment.insert("LEASE_SEC".to_owned(), "3".to_owned());
     wrong.process_environment.insert("DPP_ENV".to_owned(), "production".to_owned());
     let (code, _, err) = dpp(&wrong, &["work"]).await;
